@@ -1,0 +1,1 @@
+"""Configuration: the schema (one home for each option) and how a file and the environment become it."""

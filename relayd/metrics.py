@@ -1,0 +1,92 @@
+"""Every metric, with its bounded labels. Rooms call the bound children here; admin renders the registry.
+
+Label values are closed sets: no domain, address, user or host ever becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+STATES = ("active", "ready", "deferred", "held")
+"""States of a queued message; each message counts in the first that any of its recipients is in."""
+
+messages_accepted = Counter(
+    "relayd_messages_accepted", "Messages stored and answered 250", registry=REGISTRY
+)
+messages_rejected = Counter(
+    "relayd_messages_rejected", "Messages refused, by reply code", ["code"], registry=REGISTRY
+)
+_deliveries = Counter("relayd_deliveries", "Recipients' attempts, by result", ["result"], registry=REGISTRY)
+delivered = _deliveries.labels("delivered")
+deferred = _deliveries.labels("deferred")
+failed = _deliveries.labels("failed")
+_connections = Gauge("relayd_connections", "Open SMTP connections", ["direction"], registry=REGISTRY)
+inbound_connections = _connections.labels("inbound")
+outbound_connections = _connections.labels("outbound")
+commit_seconds = Histogram(
+    "relayd_commit_seconds",
+    "From a batch's hand-over to the spool until it is durable",
+    registry=REGISTRY,
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+delivery_seconds = Histogram(
+    "relayd_delivery_seconds",
+    "From a message's acceptance to a recipient's end",
+    registry=REGISTRY,
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600, 14400, 86400, 432000),
+)
+authentication_failures = Counter("relayd_authentication_failures", "Failed AUTH attempts", registry=REGISTRY)
+notifications = Counter("relayd_notifications", "Delivery status notifications queued", registry=REGISTRY)
+notifications_dropped = Counter(
+    "relayd_notifications_dropped", "Failures of mail from the null sender, which nobody is told of", registry=REGISTRY
+)
+uncertain_deliveries = Counter(
+    "relayd_uncertain_deliveries", "Attempts whose final answer was lost: a duplicate is possible", registry=REGISTRY
+)
+quarantined = Counter("relayd_spool_quarantined", "Unreadable ranges of the spool set aside", registry=REGISTRY)
+torn = Counter("relayd_spool_torn", "Unfinished tails of journals found at start", registry=REGISTRY)
+spool_errors = Counter("relayd_spool_errors", "Failed commits", registry=REGISTRY)
+spool_healthy = Gauge("relayd_spool_healthy", "1 while every shard commits", registry=REGISTRY)
+bugs = Counter("relayd_bugs", "Unexpected exceptions that were contained", registry=REGISTRY)
+
+
+class _QueueCollector(Collector):
+    """The queue's gauges, read when asked for: exact, and no cost per message."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]], oldest: Callable[[], float]) -> None:
+        self._counts = counts
+        self._oldest = oldest
+
+    def collect(self) -> Iterable[Metric]:
+        messages = GaugeMetricFamily("relayd_queue_messages", "Messages in the queue, by state", labels=["state"])
+        counts = self._counts()
+        for state in STATES:
+            messages.add_metric([state], counts[state])
+        yield messages
+        yield GaugeMetricFamily("relayd_queue_oldest_seconds", "Age of the oldest queued message", value=self._oldest())
+
+
+def watch_queue(counts: Callable[[], Mapping[str, int]], oldest: Callable[[], float]) -> Callable[[], None]:
+    """Export the queue's gauges from these; returns what ends it."""
+    collector = _QueueCollector(counts, oldest)
+    REGISTRY.register(collector)
+    return lambda: REGISTRY.unregister(collector)
+
+
+def zero_initialise(codes: Iterable[int]) -> None:
+    """Make the series of the usual rejections exist before the first one."""
+    for code in codes:
+        messages_rejected.labels(str(code))
+
+
+zero_initialise((421, 450, 451, 452, 454, 500, 501, 502, 503, 504, 530, 535, 538, 550, 552, 553, 554, 555))

@@ -1,0 +1,83 @@
+"""What is written to a spool: two records, and what they add up to."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from relayd.message.envelope import Envelope
+from relayd.smtp.reply import Reply
+
+
+class State(enum.Enum):
+    """Where a recipient's delivery stands, durably."""
+
+    DEFERRED = "deferred"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more happens for the recipient."""
+        return self is not State.DEFERRED
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """One recipient after an attempt: `recipient` indexes Envelope.recipients; `due` is wall seconds when DEFERRED."""
+
+    recipient: int
+    state: State
+    attempts: int
+    at: float
+    due: float
+    reply: Reply
+    host: str = ""
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A message taken: written before its 250. `results` is not empty where a survivor is carried forward."""
+
+    envelope: Envelope
+    body: bytes
+    results: tuple[Result, ...] = ()
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """Outcomes of one attempt, with the notification they cause: one record, so that neither exists alone."""
+
+    message: str
+    results: tuple[Result, ...]
+    notification: Accepted | None = None
+
+
+Record = Accepted | Settled
+
+
+class Message(msgspec.Struct):
+    """A live message: what was accepted and the latest result of each recipient (None before its first attempt)."""
+
+    envelope: Envelope
+    body: bytes
+    results: list[Result | None]
+
+    @classmethod
+    def of(cls, accepted: Accepted) -> Message:
+        """The message an Accepted record begins."""
+        results: list[Result | None] = [None] * len(accepted.envelope.recipients)
+        message = cls(accepted.envelope, accepted.body, results)
+        message.apply(accepted.results)
+        return message
+
+    def apply(self, results: tuple[Result, ...]) -> None:
+        """Take newer results. O(len(results)). A final result is never replaced."""
+        for result in results:
+            current = self.results[result.recipient]
+            if current is None or not current.state.final:
+                self.results[result.recipient] = result
+
+    @property
+    def done(self) -> bool:
+        """Whether every recipient has reached its end. O(recipients)."""
+        return all(result is not None and result.state.final for result in self.results)
