@@ -112,7 +112,7 @@ def rejected(client: str, account: str, verb: str, reply: Reply) -> None:
 
 
 def attempted(envelope: Envelope, recipient: str, outcome: Outcome, *, state: str, attempts: int, delay: float) -> None:
-    """A recipient's attempt ended and is durable. state: delivered, deferred, failed or expired; delay: age, seconds."""
+    """A recipient's attempt ended, durably. state: delivered, deferred, failed or expired; delay: age in seconds."""
     _log.info(
         state,
         id=envelope.id,
@@ -177,9 +177,8 @@ def stopped(**facts: object) -> None:
 def recovered(shard: int, messages: int, quarantined: int, torn: int, seconds: float) -> None:
     """A shard of the spool was opened."""
     level = logging.WARNING if quarantined or torn else logging.INFO
-    _log.log(
-        level, "recovered", shard=shard, messages=messages, quarantined=quarantined, torn=torn, seconds=round(seconds, 3)
-    )
+    counts = {"messages": messages, "quarantined": quarantined, "torn": torn}
+    _log.log(level, "recovered", shard=shard, **counts, seconds=round(seconds, 3))
 
 
 def quarantined(shard: int, file: str, offset: int, length: int, reason: str) -> None:

@@ -8,22 +8,35 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import typing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from relayd.message.queue_id import MAX_SHARDS
 from relayd.smtp import address
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+STANDARD_OUTPUT = Path("-")
+"""The log's file when it is none."""
 
 _SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 _SIZE_UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
 
 def _size(value: object) -> object:
@@ -46,12 +59,28 @@ def _duration(value: object) -> object:
     return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
+def _largest_unit(value: float, units: dict[str, int] | dict[str, float]) -> str:
+    """The value in the largest unit that needs no fraction."""
+    name, unit = next((n, u) for n, u in reversed(units.items()) if (u <= value and value % u == 0) or u <= 1)
+    return f"{value / unit:.15g}{name}"
+
+
+def size_text(octets: int) -> str:
+    """Octets as the file writes them: "50MB"."""
+    return _largest_unit(octets, _SIZE_UNITS)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as the file writes them: "2m"."""
+    return _largest_unit(seconds, _DURATION_UNITS)
+
+
 class Endpoint(BaseModel):
     """A host and a port: "127.0.0.1:2525", "[::1]:2525", "mail.example.net:587"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str
+    host: str = Field(min_length=1)
     port: int = Field(ge=0, le=65535)
 
     @model_validator(mode="before")
@@ -62,8 +91,15 @@ class Endpoint(BaseModel):
         host, colon, port = value.rpartition(":")
         if not colon or not port.isascii() or not port.isdigit():
             raise ValueError('expected "host:port"')
-        return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
+        if int(port) > 65535:
+            raise ValueError("the port is above 65535")
+        if host.startswith("[") and host.endswith("]"):
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        elif ":" in host:
+            raise ValueError('an IPv6 address stands in brackets: "[::1]:25"')
+        return {"host": host, "port": int(port)}
 
+    @model_serializer
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -80,16 +116,54 @@ def _mailbox(value: str) -> str:
     return address.parse(value)
 
 
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
-Hostname = Annotated[str, Field(min_length=1), BeforeValidator(lambda v: _hostname(v) if isinstance(v, str) else v)]
-Mailbox = Annotated[str, BeforeValidator(lambda v: _mailbox(v) if isinstance(v, str) else v)]
+def _network(value: object) -> object:
+    """One reason instead of one for each IP version."""
+    if isinstance(value, int):
+        raise ValueError('expected a network such as "192.0.2.0/24"')
+    return ipaddress.ip_network(value) if isinstance(value, str) else value
+
+
+def _nameserver(value: str) -> str:
+    """An address with or without a port, as aiodns takes it."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        ipaddress.ip_address(Endpoint.model_validate(value).host)
+    return value
+
+
+def _domain_pattern(value: str) -> str:
+    """The pattern as routing compares it: A-labels, lower case."""
+    if value == "*":
+        return value
+    prefix = "*." if value.startswith("*.") else ""
+    try:
+        return prefix + address.route_key(address.parse("postmaster@" + value.removeprefix(prefix)))
+    except address.AddressError:
+        raise ValueError('expected "example.net", "*.example.net" or "*"') from None
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0), PlainSerializer(size_text, when_used="json")]
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0), PlainSerializer(duration_text, when_used="json")]
+Hostname = Annotated[str, AfterValidator(_hostname)]
+Mailbox = Annotated[str, AfterValidator(_mailbox)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+Nameserver = Annotated[str, AfterValidator(_nameserver)]
+DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
 
 
 class Section(BaseModel):
     """A table of the file. Unknown keys are errors: a misspelt option must not be silently without effect."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section a field holds: as it is, optional, or as the items of a tuple; None for a plain option."""
+    for candidate in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(candidate, type) and typing.get_origin(candidate) is None and issubclass(candidate, Section):
+            return candidate
+    return None
 
 
 class ListenerKind(str, Enum):
@@ -105,7 +179,7 @@ class Spool(Section):
 
     path: Path = Path("spool")
     """Directory of the queue, on a local disk. Relative to this file."""
-    shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS)
+    shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS, examples=[2])
     """Journals the queue is divided into; at least `workers`. Default: `workers`."""
 
 
@@ -113,9 +187,9 @@ class Tls(Section):
     """The certificate of the listeners. Listeners that need one refuse to start without it."""
 
     certificate: Path
-    """PEM file with the certificate and its chain."""
+    """PEM file with the certificate and its chain. Relative to this file."""
     private_key: Path
-    """PEM file with the private key."""
+    """PEM file with the private key, without a passphrase. Relative to this file."""
 
 
 class Listener(Section):
@@ -124,7 +198,7 @@ class Listener(Section):
     bind: Endpoint
     """Address and port."""
     kind: ListenerKind
-    """submission: STARTTLS, AUTH required. submissions: implicit TLS, AUTH required. relay: trusted networks, no AUTH."""
+    """submission: STARTTLS, AUTH required. submissions: TLS at once, AUTH required. relay: trusted networks."""
     bare_lf: Literal["reject", "normalize"] = "reject"
     """What to do with a LF without CR in message data: refuse the message, or make it CRLF."""
 
@@ -132,7 +206,7 @@ class Listener(Section):
 class Relay(Section):
     """Who may send without authentication, through `relay` listeners."""
 
-    trusted_networks: tuple[Network, ...] = ()
+    trusted_networks: tuple[Network, ...] = Field(default=(), examples=[["127.0.0.0/8", "::1/128"]])
     """Networks whose hosts may relay. Default: none."""
 
 
@@ -146,7 +220,7 @@ class Auth(Section):
 class Dns(Section):
     """Where names are resolved."""
 
-    nameservers: tuple[str, ...] = ()
+    nameservers: tuple[Nameserver, ...] = Field(default=(), examples=[["127.0.0.1:5353"]])
     """Servers as "address" or "address:port". Default: the system's."""
 
 
@@ -178,9 +252,18 @@ class Delivery(Section):
 
     port: int = Field(default=25, ge=1, le=65535)
     """Port of hosts found by MX."""
-    private_next_hops: tuple[Network, ...] = ()
+    private_next_hops: tuple[Network, ...] = Field(default=(), examples=[["10.0.0.0/8"]])
     """Private networks in which MX answers are trusted. Routes always are."""
-    retry_schedule: Annotated[tuple[Duration, ...], Field(min_length=1)] = (120, 300, 600, 1200, 2400, 4800, 9600, 14400)
+    retry_schedule: Annotated[tuple[Duration, ...], Field(min_length=1)] = (
+        120.0,
+        300.0,
+        600.0,
+        1200.0,
+        2400.0,
+        4800.0,
+        9600.0,
+        14400.0,
+    )
     """Waits between attempts, each ±10 %; the last repeats."""
     max_age: Duration = 5 * 86400.0
     """Age at which mail that could not be delivered is returned."""
@@ -191,7 +274,7 @@ class Delivery(Section):
 class Route(Section):
     """Next hops for some domains, instead of their MX."""
 
-    domains: Annotated[tuple[str, ...], Field(min_length=1)]
+    domains: Annotated[tuple[DomainPattern, ...], Field(min_length=1)]
     """"example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
     next_hops: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
     """Hosts in order of preference; never looked up as MX."""
@@ -200,15 +283,15 @@ class Route(Section):
 class Local(Section):
     """Mail for this host itself."""
 
-    postmaster: Mailbox | None = None
+    postmaster: Mailbox | None = Field(default=None, examples=["ops@example.net"])
     """Where mail for <postmaster> and postmaster@hostname goes. Other mail for hostname is refused with 5.1.1."""
 
 
 class Log(Section):
     """The event log: one JSON line an event."""
 
-    file: str = "-"
-    """Path, or "-" for standard output. Reopened on SIGHUP."""
+    file: Path = STANDARD_OUTPUT
+    """Path, or "-" for standard output. Relative to this file; reopened on SIGHUP."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is written."""
 
@@ -223,7 +306,7 @@ class Admin(Section):
 class Process(Section):
     """What the process may do."""
 
-    user: str | None = None
+    user: str | None = Field(default=None, examples=["relayd"])
     """User to become after the sockets are bound, when started as root."""
 
 
@@ -232,7 +315,7 @@ class Settings(Section):
 
     hostname: Hostname
     """Name in the banner, in EHLO and in trace headers; marks this host in an MX set."""
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=MAX_SHARDS, examples=[2])
     """Worker processes. Default: number of CPUs."""
     spool: Spool = Spool()
     tls: Tls | None = None

@@ -1,5 +1,7 @@
 """Only CRLF.CRLF ends a message, however its bytes are cut into chunks."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_stuffing_round_trips_over_any_cut(content: list[bytes], cuts: list[int]
     body = b"".join(line + b"\r\n" for line in content)
     wire = stuffed(body) + b".\r\n" + b"NOOP\r\n"
     edges = sorted({0, len(wire), *(min(cut, len(wire)) for cut in cuts)})
-    chunks = [wire[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [wire[a:b] for a, b in itertools.pairwise(edges)]
     reader = DataReader(1000)
     ended = [reader.feed(chunk) for chunk in chunks if reader.body is None]
     assert ended[-1]
