@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
 
@@ -24,14 +25,19 @@ class State(enum.Enum):
         return self is not State.DEFERRED
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+"""Bounds are checked where a record is read back: no NaN and no infinity comes out of a damaged file."""
+
+
 class Result(msgspec.Struct, frozen=True, array_like=True):
     """One recipient after an attempt: `recipient` indexes Envelope.recipients; `due` is wall seconds when DEFERRED."""
 
-    recipient: int
+    recipient: Count
     state: State
-    attempts: int
-    at: float
-    due: float
+    attempts: Count
+    at: Seconds
+    due: Seconds
     reply: Reply
     host: str = ""
 
@@ -71,8 +77,10 @@ class Message(msgspec.Struct):
         return message
 
     def apply(self, results: tuple[Result, ...]) -> None:
-        """Take newer results. O(len(results)). A final result is never replaced."""
+        """Take newer results. O(len(results)). A final result is never replaced; unknown recipients are ignored."""
         for result in results:
+            if result.recipient >= len(self.results):
+                continue
             current = self.results[result.recipient]
             if current is None or not current.state.final:
                 self.results[result.recipient] = result
@@ -80,4 +88,7 @@ class Message(msgspec.Struct):
     @property
     def done(self) -> bool:
         """Whether every recipient has reached its end. O(recipients)."""
-        return all(result is not None and result.state.final for result in self.results)
+        for result in self.results:  # noqa: SIM110  # a generator costs more, and this runs for every outcome
+            if result is None or result.state is State.DEFERRED:
+                return False
+        return True

@@ -6,7 +6,8 @@ contract, and an engine for several machines fits behind it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -42,15 +43,31 @@ class Store(Protocol):
     commit of the same records is harmless: an Accepted or a final Result that repeats changes nothing.
     """
 
-    shard: int
-    epoch: int
-    """Grows with each owner; a store refuses what a former owner sends."""
+    @property
+    def shard(self) -> int:
+        """The number in its messages' ids."""
+
+    @property
+    def epoch(self) -> int:
+        """Grows with each owner; a store refuses what a former owner sends."""
+
+    @property
+    def messages(self) -> Mapping[str, Message]:
+        """Live messages by id, as far as they are durable: brought up to date just before a commit's future ends."""
+
+    @property
+    def load(self) -> int:
+        """Batches handed over and not yet durable; 0 when idle."""
 
     async def open(self) -> Recovered:
         """Become the owner. StoreLockedError after a bounded wait, FormatError, or OSError."""
 
-    def commit(self, batch: Sequence[Record]) -> Awaitable[None]:
-        """Hand over at once; the awaitable ends when the batch is durable, or with StoreError. Joins other batches."""
+    def commit(self, batch: Sequence[Record]) -> asyncio.Future[None]:
+        """Hand over at once; the future ends when the batch is durable, or with StoreError. Joins other batches.
+
+        An empty batch is a probe: it writes and syncs. A record that cannot be encoded raises here, for this batch
+        alone. The future belongs to the store: whoever may be cancelled does not await it directly.
+        """
 
     async def close(self) -> None:
         """Finish what was handed over, release the shard."""
