@@ -16,6 +16,18 @@ def test_the_shard_is_in_the_id(shard: int) -> None:
     assert identifier.isalnum()
 
 
-@pytest.mark.parametrize("text", ["", "00", "../../etc/passwd", "00" + "A" * 15, "00" + "A" * 17, "00" + "a" * 16, "00" + "A" * 16 + "\n", "٠٠" + "A" * 16])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "00",
+        "../../etc/passwd",
+        "00" + "A" * 15,
+        "00" + "A" * 17,
+        "00" + "a" * 16,
+        "00" + "A" * 16 + "\n",
+        "٠٠" + "A" * 16,
+    ],
+)
 def test_anything_else_is_refused(text: str) -> None:
     assert not queue_id.is_valid(text)

@@ -1,0 +1,68 @@
+"""One listening socket: takes connections off it, and pauses while descriptors are spent.
+
+Not the event loop's own server: out of descriptors, asyncio's logs an error for each waiting client and comes back for
+more, and uvloop's closes them unanswered. Here they wait in the kernel's backlog. Knows nothing of SMTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+
+from relayd import log
+
+BACKLOG = 1024
+"""Connections the kernel may keep waiting for us."""
+
+_BURST = 64
+"""Connections taken in one go, so that the loop gets to serve them."""
+
+_SPENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Acceptor:
+    """Calls `welcome(socket, peer)` for each connection, on the event loop. The socket is then the callee's."""
+
+    def __init__(self, sock: socket.socket, welcome: Callable[[socket.socket, object], None], pause: float) -> None:
+        self._socket = sock
+        self._welcome = welcome
+        self._pause = pause
+        self._resume: asyncio.TimerHandle | None = None
+        self._alerted = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._socket.listen(BACKLOG)
+        asyncio.get_running_loop().add_reader(self._socket, self._ready)
+
+    def stop(self) -> None:
+        """Accept no more and close the socket; connections that waited are reset by the kernel."""
+        if self._resume:
+            self._resume.cancel()
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def _ready(self) -> None:
+        for _ in range(_BURST):
+            try:
+                connection, peer = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._wait(error)
+                return
+            self._alerted = False
+            connection.setblocking(False)
+            self._welcome(connection, peer)
+
+    def _wait(self, error: OSError) -> None:
+        """Try again later; other errors than spent resources are as little the client's fault."""
+        if not self._alerted:
+            what = "descriptors or memory spent" if error.errno in _SPENT else "accept failed"
+            log.alert(f"{what}, new connections wait", reason=error.strerror)
+            self._alerted = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        self._resume = loop.call_later(self._pause, loop.add_reader, self._socket, self._ready)

@@ -1,0 +1,213 @@
+"""The listeners: sockets, who is let in, the sessions they become, their deadlines and their end.
+
+Owns every inbound session's task. `bind` may need root, `open` serves, `drain` ends. Made by service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from typing import NamedTuple
+
+from relayd import log, metrics
+from relayd.auth.authenticator import Authenticator
+from relayd.config.schema import Listener, ListenerKind, Settings
+from relayd.inbound.acceptor import Acceptor
+from relayd.inbound.admission import Admission
+from relayd.inbound.policy import Policy, client_address
+from relayd.inbound.session import Session
+from relayd.inbound.terms import Terms, Timing
+from relayd.smtp import reply
+from relayd.smtp.reply import Reply
+from relayd.spool.queue import Queue
+from relayd.tls import Context
+
+_STANDARD_TIMING = Timing()
+
+
+class ListenerError(OSError):
+    """A listener cannot be opened: the text says which and why."""
+
+
+class Bound(NamedTuple):
+    """An open listener."""
+
+    kind: str
+    host: str
+    port: int
+
+
+class Listeners:
+    """All listeners of a process. Invariant: a connection counts from `admit` until its socket is closed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tls_context: Context | None,
+        queue: Queue,
+        authenticator: Authenticator,
+        timing: Timing = _STANDARD_TIMING,
+    ) -> None:
+        self._settings = settings
+        self._tls_context = tls_context
+        self._queue = queue
+        self._authenticator = authenticator
+        self._timing = timing
+        self._policy = Policy(settings)
+        self._admission = Admission(settings.limits, self._policy)
+        self._sockets: list[tuple[Listener, socket.socket]] = []
+        self._acceptors: list[Acceptor] = []
+        self._sessions: dict[asyncio.Task[None], Session] = {}
+        self._sweep_handle: asyncio.TimerHandle | None = None
+
+    def bind(self) -> list[Bound]:
+        """Take the addresses, before root is given up; connections are refused until `open`. ListenerError."""
+        with contextlib.ExitStack() as undo:
+            for listener in self._settings.listeners:
+                if listener.kind is not ListenerKind.RELAY and self._tls_context is None:
+                    raise ListenerError(f"listener {listener.bind}: kind {listener.kind.value} needs [tls]")
+                for sock in _bound(listener):
+                    undo.callback(sock.close)
+                    self._sockets.append((listener, sock))
+            undo.pop_all()
+        return self._bound()
+
+    async def open(self) -> list[Bound]:
+        """Serve; binds first where `bind` was not called. ListenerError."""
+        if not self._sockets:
+            self.bind()
+        for listener, sock in self._sockets:
+            welcome = functools.partial(self._welcome, self._terms(listener))
+            acceptor = Acceptor(sock, welcome, self._timing.accept_pause)
+            acceptor.start()
+            self._acceptors.append(acceptor)
+        self._sweep()
+        return self._bound()
+
+    async def drain(self, seconds: float) -> None:
+        """Listen no more; let open transactions end within `seconds`, then cut. A commit in progress completes."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        self._acceptors.clear()
+        for session in self._sessions.values():
+            session.drain()
+        try:
+            if self._sessions:
+                await asyncio.wait(self._sessions, timeout=seconds)
+        finally:
+            for task, session in list(self._sessions.items()):
+                session.cut()
+                task.cancel()
+            await asyncio.gather(*self._sessions, return_exceptions=True)
+            if self._sweep_handle:
+                self._sweep_handle.cancel()
+
+    # --- a connection's way -------------------------------------------------------------------------------------------
+
+    def _welcome(self, terms: Terms, sock: socket.socket, peer: object) -> None:
+        client = client_address(peer)
+        encrypted = terms.kind is ListenerKind.SUBMISSIONS
+        refusal = self._admission.admit(client)
+        if refusal:
+            _turn_away(sock, None if encrypted else refusal)
+            log.session_refused(client, refusal.text)
+            return
+        if not encrypted and _talks_already(sock):
+            self._admission.release(client)
+            _turn_away(sock, reply.TALKED_TOO_EARLY)
+            log.session_refused(client, "talked before the greeting")
+            return
+        session = Session(terms, client)
+        task = asyncio.get_running_loop().create_task(self._serve(session, sock, encrypted=encrypted))
+        self._sessions[task] = session
+        task.add_done_callback(self._gone)
+
+    async def _serve(self, session: Session, sock: socket.socket, *, encrypted: bool) -> None:
+        handshake = self._timing.handshake if encrypted else None
+        context = self._tls_context if encrypted else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: session, sock, ssl=context, ssl_handshake_timeout=handshake
+            )
+        except OSError as error:
+            log.session_refused(session.client, f"TLS handshake: {reply.printable(str(error).encode())}")
+            sock.close()
+            return
+        try:
+            await session.run()
+        except Exception:  # noqa: BLE001  # a session that breaks takes nobody with it
+            log.bug("inbound session", client=session.client)
+            metrics.bugs.inc()
+            session.cut()
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        session = self._sessions.pop(task)
+        self._admission.release(session.client)
+
+    def _sweep(self) -> None:
+        """Expire sessions. One timer for all of them: O(sessions) a tick, nothing for a command."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for session in self._sessions.values():
+            session.expire(now)
+        self._sweep_handle = loop.call_later(self._timing.tick, self._sweep)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _terms(self, listener: Listener) -> Terms:
+        return Terms(
+            kind=listener.kind,
+            normalize_lf=listener.bare_lf == "normalize",
+            hostname=self._settings.hostname,
+            limits=self._settings.limits,
+            timing=self._timing,
+            tls_context=self._tls_context,
+            policy=self._policy,
+            queue=self._queue,
+            authenticator=self._authenticator,
+        )
+
+    def _bound(self) -> list[Bound]:
+        return [Bound(listener.kind.value, *sock.getsockname()[:2]) for listener, sock in self._sockets]
+
+
+def _bound(listener: Listener) -> list[socket.socket]:
+    """A listener's sockets: one for each address its name has."""
+    try:
+        found = socket.getaddrinfo(listener.bind.host, listener.bind.port, type=socket.SOCK_STREAM)
+        return [_socket(family, address) for family, *_, address in found]
+    except OSError as error:
+        raise ListenerError(f"listener {listener.bind}: {error.strerror or error}") from None
+
+
+def _socket(family: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _talks_already(sock: socket.socket) -> bool:
+    """Whether the client sent something before the greeting (RFC 5321 §4.3.1)."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:  # nothing there, or gone already: the session will see
+        return False
+
+
+def _turn_away(sock: socket.socket, refusal: Reply | None) -> None:
+    """Close, with a word where the client can read it. A full socket buffer is no reason to wait."""
+    with contextlib.suppress(OSError):
+        if refusal:
+            sock.send(refusal.encode())
+        sock.shutdown(socket.SHUT_WR)
+    sock.close()

@@ -1,0 +1,180 @@
+"""A connection's octets, on aiosmtpd's protocol class: a bounded buffer of lines in, replies out, who waits for what.
+
+Replaces aiosmtpd's stream reader (a coroutine and a timer for each line cost more than the relay itself) and its
+cancellation of the handler by a waiter that asyncio's callbacks wake. Knows no deadlines and no words: `connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Iterable
+from typing import ClassVar, cast
+
+import aiosmtpd.smtp
+
+from relayd.inbound.incoming import Incoming
+from relayd.smtp.reply import Reply
+
+MAX_LINE = 12288
+"""Octets of any line: what RFC 4954 §4 wants for authentication exchanges. Longer ones are read over and refused."""
+
+HIGH_WATER = 65536
+"""Octets of unread input above which the client has to wait."""
+
+
+@functools.lru_cache(maxsize=128)
+def _encoded(answer: Reply) -> bytes:
+    """Nearly every reply is one of a few constants."""
+    return answer.encode()
+
+
+class _NoHooks:
+    """aiosmtpd's handler: we have none, and its search for hooks shall find that out quickly."""
+
+    def __dir__(self) -> Iterable[str]:
+        return ()
+
+
+_NO_HOOKS = _NoHooks()
+
+
+class Wire(aiosmtpd.smtp.SMTP):
+    """asyncio's side of a connection. Callbacks only store and wake; one coroutine reads, writes and waits.
+
+    Invariants: unread input is bounded by HIGH_WATER and one chunk; nothing is read once `ending` is set, or the
+    connection `lost`.
+    """
+
+    _verbs: ClassVar[list[str]]
+    session: aiosmtpd.smtp.Session
+    transport: asyncio.Transport
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._verbs = [name for name in dir(cls) if name.startswith("smtp_")]
+
+    def __init__(self, hostname: str) -> None:
+        super().__init__(_NO_HOOKS, hostname=hostname, loop=asyncio.get_running_loop())
+        self.ending = False
+        self.lost = False
+        self.eof = False
+        self.tls: ssl.SSLObject | None = None
+        self.incoming: Incoming | None = None
+        """The message that arrives now: then octets are its, not commands."""
+        self.writing_paused = False
+        self._input = bytearray()
+        self._searched = 0
+        self._output: list[bytes] = []
+        self._reading_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __dir__(self) -> Iterable[str]:
+        """The verbs alone: aiosmtpd's constructor looks at every name here, 150 µs a connection otherwise."""
+        return self._verbs
+
+    # --- asyncio's callbacks ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands, in clear or (again) under TLS; the session is a new one (RFC 3207 §4.2)."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by its class
+        self.session = self._create_session()
+        self.tls = transport.get_extra_info("ssl_object")
+
+    def data_received(self, data: bytes) -> None:
+        """Octets of a message go where they belong, commands into the buffer."""
+        if self.incoming is not None:
+            self.arrived(self.incoming, data)
+        elif not self.ending:
+            self._input += data
+            if len(self._input) > HIGH_WATER and not self._reading_paused:
+                self._reading_paused = True
+                self.transport.pause_reading()
+            self.wake()
+
+    def arrived(self, incoming: Incoming, data: bytes) -> None:
+        """A chunk of a message; what stands behind its end are commands."""
+        if incoming.feed(data):
+            self.incoming = None
+            self._input += incoming.rest()
+            self.wake()
+
+    def eof_received(self) -> bool:
+        """The client sends no more, but may still read: what it sent is answered. TLS cannot be half closed."""
+        self.eof = True
+        self.wake()
+        return self.tls is None
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The connection is gone; a commit in progress is not disturbed by that (I6)."""
+        self.lost = True
+        self.wake()
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies."""
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.writing_paused = False
+        self.wake()
+
+    # --- the session's side -------------------------------------------------------------------------------------------
+
+    def say(self, answer: Reply) -> None:
+        """Answer; on its way with the next `write`, so that the replies to pipelined commands go together."""
+        self._output.append(_encoded(answer))
+
+    def write(self) -> None:
+        """Send what was said."""
+        if self._output and not self.lost:
+            self.transport.write(b"".join(self._output))
+        self._output.clear()
+
+    def take(self) -> bytes | None:
+        """A line off the buffer, its LF included; of one over MAX_LINE the first MAX_LINE + 1 octets and the LF.
+
+        O(1) for an octet, however the octets arrive.
+        """
+        end = self._input.find(b"\n", self._searched)
+        if end < 0:
+            del self._input[MAX_LINE + 1 :]
+            self._searched = len(self._input)
+            self.resume_reading()
+            return None
+        line = bytes(self._input[: end + 1])
+        del self._input[: end + 1]
+        self._searched = 0
+        return line
+
+    def unread(self) -> bool:
+        """Whether the client sent something behind what was taken."""
+        return bool(self._input)
+
+    def resume_reading(self) -> None:
+        """Let the client send again, if it had to wait."""
+        if self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    async def wait(self) -> None:
+        """Until something happens; the caller looks what."""
+        self._waiter = self.loop.create_future()
+        await self._waiter
+
+    def wake(self) -> None:
+        """Let the coroutine look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def cut(self) -> None:
+        """End without words."""
+        self.transport.abort()
+        self.ending = self.lost = True
+        self.wake()
+
+    def cipher(self) -> str:
+        """TLS version and cipher suite, "" in clear."""
+        suite = self.tls.cipher() if self.tls else None
+        return f"{suite[1]} {suite[0]}" if suite else ""

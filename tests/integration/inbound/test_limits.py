@@ -1,0 +1,188 @@
+"""Connections: how many, what a shutdown does to them, and what happens when descriptors run out."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from relayd import metrics
+from tests.fakes.inbound import QUICK, Inbound
+
+MESSAGE = b"Subject: t\r\n\r\nText\r\n"
+
+
+@pytest.fixture
+async def inbound(tmp_path, certificate):
+    async with Inbound(tmp_path, certificate) as started:
+        yield started
+
+
+async def test_connections_in_total(tmp_path, certificate, eventually):
+    async with Inbound(tmp_path, certificate, settings={"limits": {"connections": 2}}) as inbound:
+        clients = [await inbound.connect() for _ in range(2)]
+        refused = await inbound.dial("relay")
+        assert (await refused.reply()).startswith("421 4.3.2")
+        assert await refused.ended()
+        await clients[0].expect(221, "QUIT")
+        await clients[0].ended()
+        clients[0].close()
+        await eventually(lambda: len(inbound.listeners._sessions) == 1)
+        await inbound.connect()
+
+
+async def test_connections_of_one_client(tmp_path, certificate):
+    limits = {"limits": {"connections_per_client": 2}, "relay": {"trusted_networks": []}}
+    async with Inbound(tmp_path, certificate, settings=limits) as inbound:
+        for _ in range(2):
+            await inbound.connect()
+        refused = await inbound.dial("relay")
+        assert (await refused.reply()).startswith("421 4.7.0")
+        with pytest.raises(OSError):  # under implicit TLS nothing can be said in clear
+            await inbound.dial("submissions")
+
+
+async def test_trusted_clients_are_exempt(tmp_path, certificate):
+    async with Inbound(tmp_path, certificate, settings={"limits": {"connections_per_client": 1}}) as inbound:
+        for _ in range(3):
+            await inbound.connect()
+
+
+async def test_connections_are_counted(inbound, eventually):
+    before = metrics.inbound_connections._value.get()
+    clients = [await inbound.connect(kind) for kind in ("relay", "submission", "submissions")]
+    assert metrics.inbound_connections._value.get() == before + 3
+    for client in clients:
+        client.reset()
+    await eventually(lambda: metrics.inbound_connections._value.get() == before)
+    assert not inbound.listeners._sessions
+
+
+async def test_drain_closes_idle_sessions_and_lets_transactions_finish(inbound):
+    idle, busy = await inbound.connect("relay"), await inbound.connect("submissions")
+    await busy.begin()
+    await busy.send(MESSAGE)
+    draining = asyncio.create_task(inbound.listeners.drain(20.0))
+    assert await idle.reply() == "421 4.3.2 Service is shutting down"
+    assert await idle.ended()
+    with pytest.raises(OSError):
+        await inbound.dial("relay")
+    assert not draining.done()
+    await busy.send(b".\r\n")
+    assert (await busy.reply()).startswith("250 2.0.0")
+    assert (await busy.reply()).startswith("421 4.3.2")
+    await draining
+    assert len(inbound.messages) == 1
+
+
+async def test_drain_cuts_what_does_not_end(inbound):
+    client = await inbound.connect()
+    await client.begin()
+    await inbound.listeners.drain(0.1)
+    assert await client.ended()
+    assert not inbound.messages
+    assert inbound.memory.used == 0
+
+
+async def test_drain_lets_a_commit_complete(inbound, eventually):
+    inbound.store.held = True
+    client = await inbound.connect()
+    await client.begin()
+    await client.send(MESSAGE + b".\r\n")
+    await eventually(lambda: inbound.store.attempts)
+    await inbound.listeners.drain(0.05)
+    inbound.store.release()
+    await eventually(lambda: inbound.messages)
+
+
+@pytest.mark.parametrize("kind", ["submission", "submissions"])
+async def test_client_leaves_in_the_handshake(inbound, kind, eventually):
+    reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
+    if kind == "submission":
+        for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
+            await reader.readline()
+            writer.write(said)
+    writer.write(b"\x16\x03\x01")
+    await eventually(lambda: inbound.listeners._sessions)
+    writer.transport.abort()
+    await eventually(lambda: not inbound.listeners._sessions)
+
+
+async def test_bind_before_open(tmp_path, certificate):
+    """Addresses are taken before root is given up; nothing is served until `open`."""
+    async with Inbound(tmp_path, certificate) as inbound:
+        again = inbound.listeners.__class__(
+            inbound.settings, certificate.context, inbound.queue, inbound.authenticator, timing=QUICK
+        )
+        bound = again.bind()
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", bound[0].port)
+        assert await again.open() == bound
+        _, writer = await asyncio.open_connection("127.0.0.1", bound[0].port)
+        writer.close()
+        await again.drain(1.0)
+
+
+async def test_listeners_that_need_tls_refuse_without_it(tmp_path, certificate):
+    async with Inbound(tmp_path, certificate) as inbound:
+        without = inbound.listeners.__class__(inbound.settings, None, inbound.queue, inbound.authenticator)
+        with pytest.raises(OSError, match="needs \\[tls\\]"):
+            without.bind()
+
+
+SPENT = """
+    import asyncio, resource, socket, sys, time
+    from pathlib import Path
+    import uvloop
+    from relayd import log
+    from tests.fakes.inbound import Certificate, Inbound
+
+    async def main(directory):
+        async with Inbound(directory, Certificate(directory)) as inbound:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+            clients = [socket.create_connection(("127.0.0.1", inbound.ports["relay"])) for _ in range(10)]
+            spent = []
+            try:
+                while True:
+                    spent.append(open("/dev/null"))
+            except OSError:
+                pass
+            cpu, wall = time.process_time(), time.monotonic()
+            while time.monotonic() - wall < 1:
+                await asyncio.sleep(0.05)
+            print("cpu", time.process_time() - cpu)
+            print("served", len(inbound.listeners._sessions))
+            for file in spent:
+                file.close()
+            greeted = 0
+            for sock in clients:
+                sock.setblocking(False)
+                async with asyncio.timeout(10):
+                    said = await asyncio.get_running_loop().sock_recv(sock, 100)
+                greeted += said.startswith(b"220")
+                sock.close()
+            print("greeted", greeted)
+
+    log.configure("-", "error")
+    factory = uvloop.new_event_loop if sys.argv[1] == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_accept_pauses_without_spinning_when_descriptors_run_out(loop, tmp_path):
+    root = Path(__file__).parents[3]
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SPENT), loop, str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    lines = ran.stdout.splitlines()
+    facts = dict(line.split(" ", 1) for line in lines if not line.startswith("{"))
+    assert facts["served"] == "0", ran
+    assert float(facts["cpu"]) < 0.5, ran
+    assert facts["greeted"] == "10", ran
+    assert any("descriptors" in line for line in lines), ran
+    assert len(lines) < 20, "an alert for each episode, not for each client"
