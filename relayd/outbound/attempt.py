@@ -1,0 +1,143 @@
+"""The state of one attempt: whose answer is still missing, who has which outcome, and what holds for the rest.
+
+Keeps one promise: when it ends, however it ends, every recipient of the entry has an outcome, and whoever may have been
+given the message before its answer was lost is uncertain. `delivery` drives it over connections; no I/O here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relayd.message.envelope import Envelope
+from relayd.message.outcome import Outcome, Scope, Verdict
+from relayd.outbound.classify import Stage, Step, goes_on, ruling
+from relayd.outbound.connection import Connection, Transaction
+from relayd.smtp import address, framing, reply
+from relayd.smtp.reply import Reply
+
+
+class Attempt:
+    """One entry on its way.
+
+    left: recipients without outcome, in order. outcomes: of the others. trouble: what those left get when there is no
+    further host. tried: addresses and ports asked in vain. transactions: how many were begun.
+    """
+
+    def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes) -> None:
+        self.left = list(recipients)
+        self.outcomes: dict[int, Outcome] = {}
+        self.trouble: Outcome | None = None
+        self.tried: set[tuple[str, int]] = set()
+        self.transactions = 0
+        self._envelope = envelope
+        self._body = body
+        self._content: bytes | None = None
+        self._batch: list[int] = []
+        self._open: tuple[Connection, Transaction] | None = None
+
+    def fit(self, connection: Connection) -> None:
+        """Settle those whose mail this peer says it cannot take."""
+        limit = connection.extensions.get("size", "")
+        # RFC 1870 §3: 0 or nothing means no fixed limit.
+        if limit.isdecimal() and 0 < int(limit[:18]) < self._envelope.size:
+            self._give(self.left, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.TOO_LARGE_THERE, connection.label))
+        if self._envelope.smtputf8 and "smtputf8" not in connection.extensions:
+            # RFC 6531 §3.5.
+            needing = [recipient for recipient in self.left if self._needs_smtputf8(recipient)]
+            self._give(needing, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_SMTPUTF8_THERE, connection.label))
+
+    def begin(self, connection: Connection) -> Transaction:
+        """The next transaction: the recipients left, as many as the peer takes. ValueError when the body is damaged."""
+        self._batch = self.left[: connection.batch]
+        self.transactions += 1
+        recipients = self._envelope.recipients
+        transaction = Transaction(
+            self._mail(connection.extensions).encode(),
+            [f"RCPT TO:<{recipients[recipient]}>".encode() for recipient in self._batch],
+            self._stuffed(),
+        )
+        self._open = (connection, transaction)
+        return transaction
+
+    def judge(self) -> Stage | None:
+        """Give each recipient of the transaction what the table says. The stage at which the session was lost, or None.
+
+        Those whose session was lost before their answer stay in `left`, and `trouble` says why.
+        """
+        if self._open is None:
+            return None
+        (connection, transaction), self._open = self._open, None
+        if not goes_on(Stage.MAIL, transaction.sender):
+            return self._apply(connection, Stage.MAIL, transaction.sender, self.left)
+        accepted, lost = self._judge_recipients(connection, transaction)
+        if lost is not None or not accepted:
+            return lost
+        if not goes_on(Stage.DATA, transaction.data):
+            return self._apply(connection, Stage.DATA, transaction.data, accepted)
+        if not transaction.dot_sent:
+            return self._apply(connection, Stage.DATA, None, accepted)
+        if not goes_on(Stage.DOT, transaction.dot):
+            return self._apply(connection, Stage.DOT, transaction.dot, accepted)
+        assert transaction.dot is not None
+        answer = reply.shortened(transaction.dot)
+        self._give(accepted, Outcome(Verdict.DELIVERED, Scope.RECIPIENT, answer, connection.label))
+        return None
+
+    def end(self, outcome: Outcome) -> None:
+        """The attempt is over: what is known of a transaction that was cut off counts, the rest get `outcome`."""
+        self.judge()
+        self._give(self.left, outcome)
+
+    def _judge_recipients(self, connection: Connection, transaction: Transaction) -> tuple[list[int], Stage | None]:
+        accepted: list[int] = []
+        for position, recipient in enumerate(self._batch):
+            answers = transaction.recipients
+            answer = answers[position] if position < len(answers) else None
+            if goes_on(Stage.RCPT, answer):
+                accepted.append(recipient)
+            elif ruling(Stage.RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
+                connection.batch = len(accepted)
+            elif (lost := self._apply(connection, Stage.RCPT, answer, [recipient])) is not None:
+                return accepted, lost
+        return accepted, None
+
+    def _apply(self, connection: Connection, stage: Stage, answer: Reply | None, to: list[int]) -> Stage | None:
+        """A reply that does not go on, for these recipients; the stage when it ended the session."""
+        outcome = connection.outcome(stage, answer)
+        match ruling(stage, answer).step:
+            case Step.NEXT_HOST:
+                self.trouble = outcome
+                return stage
+            case Step.SETTLE | Step.NEW_TRANSACTION:
+                self._give(to, outcome)
+                return stage if outcome.uncertain else None
+
+    def _give(self, recipients: list[int], outcome: Outcome) -> None:
+        for recipient in recipients:
+            self.outcomes[recipient] = outcome
+        self.left = [recipient for recipient in self.left if recipient not in self.outcomes]
+
+    def _mail(self, extensions: dict[str, str]) -> str:
+        envelope = self._envelope
+        command = f"MAIL FROM:<{envelope.sender}>"
+        if "size" in extensions:
+            command += f" SIZE={envelope.size}"  # RFC 1870 §6.1
+        if envelope.eightbit and "8bitmime" in extensions:
+            command += " BODY=8BITMIME"  # RFC 6152 §3
+        if envelope.smtputf8 and "smtputf8" in extensions:
+            command += " SMTPUTF8"  # RFC 6531 §3.4
+        return command
+
+    def _needs_smtputf8(self, recipient: int) -> bool:
+        envelope = self._envelope
+        return not (address.is_ascii(envelope.sender) and address.is_ascii(envelope.recipients[recipient]))
+
+    def _stuffed(self) -> bytes:
+        """The body as it goes out, made once. What was accepted is clean; if it is not, sending it could smuggle."""
+        if self._content is None:
+            if stray := framing.stray(self._body):
+                raise ValueError(f"{stray} in a stored message")
+            if self._body and not self._body.endswith(b"\r\n"):
+                raise ValueError("a stored message does not end in CRLF")
+            self._content = framing.stuffed(self._body)
+        return self._content

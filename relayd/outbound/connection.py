@@ -1,0 +1,307 @@
+"""One SMTP session with one host: dialled by address, greeted, upgraded to TLS where offered, used for transactions.
+
+Owns the order of commands and the waits of RFC 5321 §4.5.3.2. Reports what was answered and judges nothing beyond
+whether a stage goes on: meaning is `classify`'s, recipients are `delivery`'s, keeping it open is the pool's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import ssl
+from collections.abc import Callable
+
+import msgspec
+from aiosmtplib.errors import SMTPException
+from aiosmtplib.esmtp import parse_esmtp_extensions
+from aiosmtplib.protocol import SMTPProtocol
+
+from relayd import metrics
+from relayd.message.outcome import Outcome
+from relayd.message.site import Host
+from relayd.outbound.classify import Stage, goes_on, ruling
+from relayd.outbound.protocol import BLOCK, PipeliningProtocol
+from relayd.smtp import reply
+from relayd.smtp.reply import Reply
+
+RECIPIENTS = 50
+"""Recipients of one transaction; RFC 5321 §4.5.3.1.8 obliges servers to 100, pipelined commands stay under 32 KiB."""
+
+LOCAL_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Errors of connecting that say nothing about the peer."""
+
+_DOT = b".\r\n"
+_FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds of silence after which a session is given up (RFC 5321 §4.5.3.2; others as Postfix)."""
+
+    connect: float = 30
+    banner: float = 300
+    ehlo: float = 300
+    starttls: float = 30
+    mail: float = 300
+    rcpt: float = 300
+    data: float = 120
+    block: float = 180
+    dot: float = 600
+    rset: float = 20
+    quit: float = 2
+
+
+class Transaction(msgspec.Struct):
+    """A message on its way to some recipients of one domain, and what was answered so far.
+
+    mail, rcpt: the commands without CRLF. content: the body, stuffed. Replies are None (or missing at the end of
+    `recipients`) where none came. dot_sent: the peer may have taken the message from here on.
+    """
+
+    mail: bytes
+    rcpt: list[bytes]
+    content: bytes
+    sender: Reply | None = None
+    recipients: list[Reply] = []
+    data: Reply | None = None
+    dot: Reply | None = None
+    dot_sent: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the peer took the sender and a recipient."""
+        return goes_on(Stage.MAIL, self.sender) and any(goes_on(Stage.RCPT, answer) for answer in self.recipients)
+
+
+class Connection:
+    """An open session. `usable` is False from the moment it is lost, desynchronised or closed; it never comes back."""
+
+    def __init__(self, protocol: PipeliningProtocol, host: Host, address: str, timeouts: Timeouts, now: float) -> None:
+        self.host = host
+        self.address = address
+        self.label = _label(host, address)
+        self.opened = now
+        self.transactions = 0
+        self.batch = RECIPIENTS
+        """Recipients this peer takes at once: lowered when it says 452."""
+        self.extensions: dict[str, str] = {}
+        self._protocol = protocol
+        self._timeouts = timeouts
+
+    @property
+    def usable(self) -> bool:
+        """Whether another command may be sent."""
+        return not self._protocol.failure
+
+    @property
+    def failure(self) -> str:
+        """Why it is over."""
+        return self._protocol.failure
+
+    def close(self) -> None:
+        """Say QUIT if possible and close. Returns at once; the peer has two seconds to answer."""
+        self._protocol.quit(self._timeouts.quit)
+
+    def abort(self, why: str) -> None:
+        """Close without a word."""
+        self._protocol.fail(why)
+
+    async def greet(self, hostname: str) -> Outcome | None:
+        """Wait for the greeting, say EHLO; an outcome when the session does not come about."""
+        answer = next(iter(await self._protocol.answers(self._timeouts.banner)), None)
+        if not goes_on(Stage.GREETING, answer):
+            return self.outcome(Stage.GREETING, answer)
+        return await self.hello(hostname)
+
+    async def hello(self, hostname: str) -> Outcome | None:
+        """EHLO, and HELO where that is not known (RFC 5321 §3.2)."""
+        name = hostname.encode("ascii")
+        answer = await self._ask(b"EHLO " + name, self._timeouts.ehlo)
+        if goes_on(Stage.EHLO, answer):
+            self.extensions, _ = parse_esmtp_extensions(answer.text if answer else "")
+            return None
+        if answer is not None and answer.code >= 500:
+            answer = await self._ask(b"HELO " + name, self._timeouts.ehlo)
+        return None if goes_on(Stage.EHLO, answer) else self.outcome(Stage.EHLO, answer)
+
+    async def secure(self, context: ssl.SSLContext, hostname: str) -> bool:
+        """STARTTLS and EHLO again (RFC 3207 §4.2). False: that failed, and the connection is closed."""
+        try:
+            await self._protocol.start_tls(context, self.host.name, timeout=self._timeouts.starttls)
+        except (SMTPException, OSError, ValueError) as error:  # ValueError: not a name that SNI can carry
+            self.abort(f"STARTTLS failed ({error})")
+            return False
+        except asyncio.CancelledError:
+            self.abort("cut off")
+            raise
+        if await self.hello(hostname) is None:
+            return True
+        self.abort("EHLO failed under TLS")
+        return False
+
+    async def transact(self, transaction: Transaction) -> None:
+        """Fill in the transaction's replies. Afterwards the connection is ready for the next one, or not usable."""
+        self.transactions += 1
+        if "pipelining" in self.extensions:
+            await self._envelope_at_once(transaction)
+        else:
+            await self._envelope_in_turn(transaction)
+        if goes_on(Stage.DATA, transaction.data):
+            await self._content(transaction)
+        if transaction.dot is None and self.usable:
+            await self._reset()
+
+    def outcome(self, stage: Stage, answer: Reply | None) -> Outcome:
+        """What the table makes of an answer here, or of none; the reply as it is kept."""
+        verdict = ruling(stage, answer)
+        if answer is None:
+            answer = reply.interrupted(self.label, self.failure, stage.label)
+        return Outcome(verdict.verdict, verdict.scope, reply.shortened(answer), self.label, verdict.uncertain)
+
+    async def _ask(self, command: bytes, silence: float) -> Reply | None:
+        return next(iter(await self._protocol.exchange(_line(command), 1, silence)), None)
+
+    async def _envelope_at_once(self, transaction: Transaction) -> None:
+        """MAIL, RCPT and DATA in one write (RFC 2920 §3.1)."""
+        commands = b"".join([_line(transaction.mail), *map(_line, transaction.rcpt), b"DATA\r\n"])
+        count = len(transaction.rcpt)
+        answers = await self._protocol.exchange(commands, count + 2, self._timeouts.rcpt)
+        if answers:
+            transaction.sender = answers[0]
+            transaction.recipients = answers[1 : count + 1]
+            transaction.data = answers[-1] if len(answers) == count + 2 else None
+
+    async def _envelope_in_turn(self, transaction: Transaction) -> None:
+        """One command at a time, as far as the answers go on."""
+        transaction.sender = await self._ask(transaction.mail, self._timeouts.mail)
+        if not goes_on(Stage.MAIL, transaction.sender):
+            return
+        for command in transaction.rcpt:
+            answer = await self._ask(command, self._timeouts.rcpt)
+            if answer is None:
+                return
+            transaction.recipients.append(answer)
+        if transaction.wanted:
+            transaction.data = await self._ask(b"DATA", self._timeouts.data)
+
+    async def _content(self, transaction: Transaction) -> None:
+        """What follows 354: the body and the dot, or the dot alone where no recipient was taken."""
+        protocol = self._protocol
+        if not transaction.wanted:
+            if goes_on(Stage.MAIL, transaction.sender):
+                # RFC 2920 §3.1: 354 though no recipient was taken; the server must refuse an empty message.
+                await self._ask(b".", self._timeouts.dot)
+            else:
+                self.abort("took DATA without a sender")
+            return
+        protocol.expect(1)
+        if len(transaction.content) <= BLOCK:
+            transaction.dot_sent = self.usable
+            protocol.send(transaction.content + _DOT)
+        elif await protocol.send_blocks(transaction.content, self._timeouts.block):
+            transaction.dot_sent = True
+            protocol.send(_DOT)
+        transaction.dot = next(iter(await protocol.answers(self._timeouts.dot)), None)
+        if not transaction.dot_sent:
+            self._answered_early(transaction)
+
+    def _answered_early(self, transaction: Transaction) -> None:
+        """The peer spoke before the dot: a refusal counts, anything else is out of step. The session ends."""
+        answer, transaction.dot = transaction.dot, None
+        transaction.data = answer if answer is not None and answer.code >= 400 else None
+        self.abort("answered before the end of the message")
+
+    async def _reset(self) -> None:
+        """RSET, so that nothing of an unfinished transaction is left (RFC 5321 §4.1.1.5)."""
+        if not goes_on(Stage.MAIL, await self._ask(b"RSET", self._timeouts.rset)):
+            self.abort("RSET was not answered 250")
+
+
+class Connector:
+    """Opens connections, and knows every one that is open until its transport is gone."""
+
+    def __init__(self, hostname: str, tls_context: ssl.SSLContext, timeouts: Timeouts) -> None:
+        self._hostname = hostname
+        self._context = tls_context
+        self._timeouts = timeouts
+        self._live: set[PipeliningProtocol] = set()
+        self._none_left = asyncio.Event()
+
+    async def open(self, host: Host, address: str, permitted: Callable[[str], bool]) -> Connection | Outcome:
+        """A session ready for MAIL, or what its failing means. OSError when the trouble is local (LOCAL_TROUBLE).
+
+        TLS is opportunistic: where STARTTLS is offered and fails, the host is dialled once more and spoken to in clear.
+        """
+        connection = await self._session(host, address, permitted)
+        if isinstance(connection, Outcome) or "starttls" not in connection.extensions:
+            return connection
+        if await connection.secure(self._context, self._hostname):
+            return connection
+        return await self._session(host, address, permitted)
+
+    async def close(self, seconds: float) -> None:
+        """Wait until the last connection is gone; those that are left after `seconds` are cut."""
+        for last in (seconds, 1.0):
+            self._none_left.clear()
+            if self._live:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(last):
+                        await self._none_left.wait()
+            for protocol in self._live:
+                protocol.cut()
+
+    async def _session(self, host: Host, address: str, permitted: Callable[[str], bool]) -> Connection | Outcome:
+        connection = await self._dial(host, address, permitted)
+        if isinstance(connection, Outcome):
+            return connection
+        trouble = await connection.greet(self._hostname)
+        if trouble is None:
+            return connection
+        connection.abort("refused")
+        return trouble
+
+    async def _dial(self, host: Host, address: str, permitted: Callable[[str], bool]) -> Connection | Outcome:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                transport, protocol = await loop.create_connection(
+                    lambda: PipeliningProtocol(loop, self._gone), address, host.port
+                )
+        except OSError as error:
+            if error.errno in LOCAL_TROUBLE:
+                raise
+            return _unreachable(host, address, os.strerror(error.errno) if error.errno else "no connection in time")
+        if not protocol.failure:
+            self._live.add(protocol)
+            metrics.outbound_connections.inc()
+        peer = transport.get_extra_info("peername")
+        if peer is None or not permitted(peer[0]):
+            protocol.fail("not permitted")
+            return _unreachable(host, address, "lost, or not a permitted address")
+        return Connection(protocol, host, address, self._timeouts, loop.time())
+
+    def _gone(self, protocol: SMTPProtocol) -> None:
+        if isinstance(protocol, PipeliningProtocol) and protocol in self._live:
+            self._live.remove(protocol)
+            metrics.outbound_connections.dec()
+        if not self._live:
+            self._none_left.set()
+
+
+def _unreachable(host: Host, address: str, why: str) -> Outcome:
+    verdict = ruling(Stage.GREETING, None)
+    answer = reply.unreachable(_label(host, address), why)
+    return Outcome(verdict.verdict, verdict.scope, answer)
+
+
+def _label(host: Host, address: str) -> str:
+    return f"{host.name}[{address}]:{host.port}"
+
+
+def _line(command: bytes) -> bytes:
+    """The command with its CRLF; ValueError rather than a second command smuggled inside the first."""
+    if _FORBIDDEN.search(command):
+        raise ValueError("control character in a command")
+    return command + b"\r\n"

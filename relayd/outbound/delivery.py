@@ -1,0 +1,149 @@
+"""One attempt to deliver one entry: a pooled connection if there is one, else the site's hosts in order.
+
+Owns which host is asked next and when to stop; `classify` says what replies mean, `attempt` who has which outcome.
+Knows nothing of schedules, spool or bounces. The dispatcher calls it once for each attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from random import Random
+
+from relayd import log, metrics
+from relayd.message.outcome import Outcome, Scope, Verdict
+from relayd.message.site import Host, Site
+from relayd.outbound.addresses import Permitted
+from relayd.outbound.attempt import Attempt
+from relayd.outbound.classify import Stage
+from relayd.outbound.connection import LOCAL_TROUBLE, Connection, Connector
+from relayd.outbound.pool import Pool
+from relayd.resolver.client import Resolver
+from relayd.scheduler.entry import Entry
+from relayd.smtp import reply
+
+MAX_ADDRESSES = 5
+"""Addresses asked in one attempt (Postfix's smtp_mx_address_limit)."""
+
+
+class Delivery:
+    """Carries entries to sites. Holds no state of its own between attempts: connections are the pool's."""
+
+    def __init__(
+        self, connector: Connector, pool: Pool, resolver: Resolver, permitted: Permitted, random: Random
+    ) -> None:
+        self._connector = connector
+        self._pool = pool
+        self._resolver = resolver
+        self._permitted = permitted
+        self._random = random
+
+    async def attempt(self, site: Site, entry: Entry, body: bytes) -> dict[int, Outcome]:
+        """An outcome for every recipient of the entry, always: neither a bug nor being cancelled loses an answer.
+
+        Cancelled, it ends at once; a dot that was sent and not answered by then is uncertain (I3).
+        """
+        attempt = Attempt(entry.message, entry.recipients, body)
+        rest = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
+        try:
+            await self._carry(site, attempt)
+            rest = attempt.trouble or _nowhere(site)
+        except asyncio.CancelledError:
+            # Not raised again: the caller has these outcomes to record before it ends.
+            rest = Outcome(Verdict.DEFERRED, Scope.SESSION, reply.SHUTTING_DOWN)
+        except OSError as error:
+            rest = _local(error, entry)
+        except Exception:  # noqa: BLE001  # a poison message is isolated: it defers, whatever it broke (I9)
+            log.bug("delivery", id=entry.message.id)
+            metrics.bugs.inc()
+        attempt.end(rest)
+        if any(outcome.uncertain for outcome in attempt.outcomes.values()):
+            metrics.uncertain_deliveries.inc()
+        return attempt.outcomes
+
+    async def _carry(self, site: Site, attempt: Attempt) -> None:
+        connection = self._pool.take(site)
+        if connection is not None:
+            lost = await self._over(connection, site, attempt)
+            if lost is Stage.MAIL and attempt.transactions == 1:
+                # It had been closed while it was idle: that says nothing about the host.
+                attempt.trouble = None
+            elif lost is not None:
+                attempt.tried.add((connection.address, connection.host.port))
+        if attempt.left:
+            await self._ask_hosts(site, attempt)
+
+    async def _ask_hosts(self, site: Site, attempt: Attempt) -> None:
+        for host in self._in_order(site):
+            if not attempt.left or len(attempt.tried) >= MAX_ADDRESSES:
+                return
+            for address in await self._addresses(host, site, attempt):
+                await self._try(host, address, site, attempt)
+
+    async def _try(self, host: Host, address: str, site: Site, attempt: Attempt) -> None:
+        """One address; dialled again when it ended a session after serving part of the recipients."""
+        if (address, host.port) in attempt.tried or len(attempt.tried) >= MAX_ADDRESSES:
+            return
+        while attempt.left:
+            permitted = _any_address if site.trusted else self._permitted
+            connection = await self._connector.open(host, address, permitted)
+            if isinstance(connection, Outcome):
+                attempt.trouble = connection
+                break
+            if await self._over(connection, site, attempt) is not None:
+                break
+        attempt.tried.add((address, host.port))
+
+    async def _over(self, connection: Connection, site: Site, attempt: Attempt) -> Stage | None:
+        """Transactions until nobody is left or the session is over; the stage at which it was lost, if it was."""
+        lost = None
+        try:
+            attempt.fit(connection)
+            while attempt.left and lost is None:
+                await connection.transact(attempt.begin(connection))
+                lost = attempt.judge()
+                if not connection.usable:
+                    break
+        except BaseException:
+            connection.abort("given up in the middle of a transaction")
+            raise
+        if lost is not None:
+            connection.abort(f"lost at {lost.label}")
+        elif connection.usable:
+            self._pool.put(site, connection)
+        return lost
+
+    def _in_order(self, site: Site) -> Iterator[Host]:
+        """Hosts by preference, at random within a group (RFC 5321 §5.1)."""
+        for group in site.groups:
+            yield from self._random.sample(group, len(group))
+
+    async def _addresses(self, host: Host, site: Site, attempt: Attempt) -> tuple[str, ...]:
+        found = await self._resolver.addresses(host.name)
+        if isinstance(found, Outcome):
+            if found.verdict is Verdict.DEFERRED:
+                attempt.trouble = found
+            return ()
+        return found if site.trusted else tuple(filter(self._permitted, found))
+
+
+def _any_address(_text: str) -> bool:
+    """A route was configured by the operator, who may mean any network."""
+    return True
+
+
+def _nowhere(site: Site) -> Outcome:
+    """No host had an address that may be used: that fails (RFC 3463 X.4.4), but not for our own configuration (I4)."""
+    if site.trusted:
+        return Outcome(Verdict.DEFERRED, Scope.SITE, reply.NO_ADDRESS_YET)
+    return Outcome(Verdict.FAILED, Scope.SITE, reply.NO_ADDRESS)
+
+
+def _local(error: OSError, entry: Entry) -> Outcome:
+    """Descriptors or buffers are short, or something is broken here: the peer is not to blame (I4)."""
+    if error.errno in LOCAL_TROUBLE:
+        log.alert("outbound connection", error=str(error))
+        return Outcome(Verdict.DEFERRED, Scope.SESSION, reply.LOCAL_TROUBLE)
+    log.bug("delivery", id=entry.message.id)
+    metrics.bugs.inc()
+    return Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)

@@ -1,0 +1,246 @@
+"""Makes mail move: entries into the scheduler, work out of it, outcomes into the queue. The only one to talk to it.
+
+Owns the tasks (one for each busy connection slot, one for each domain being resolved) and the timer. Decides without
+awaiting; knows when something is tried, not how (`delivery`) nor what a reply means (`classify`). service makes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from random import Random
+
+from relayd import clock, log, metrics
+from relayd.config import schema
+from relayd.message.outcome import Outcome, Scope, Verdict
+from relayd.message.site import Site
+from relayd.outbound.addresses import Permitted
+from relayd.outbound.connection import Connector, Timeouts
+from relayd.outbound.delivery import Delivery
+from relayd.outbound.pool import Pool
+from relayd.outbound.routing import Router
+from relayd.outbound.settling import Settling
+from relayd.resolver.client import Resolver
+from relayd.scheduler.entry import Entry
+from relayd.scheduler.scheduler import Scheduler
+from relayd.smtp import reply
+from relayd.smtp.address import route_key
+from relayd.spool.queue import Queue
+from relayd.spool.records import Message, Result, State
+
+MAX_RESOLVING = 100
+"""Domains resolved at once."""
+
+UNHEALTHY_PAUSE = 1.0
+"""Seconds until the queue's health is looked at again."""
+
+CUT_SECONDS = 2.0
+"""Seconds an attempt may take to end after it was cut; it has nothing to wait for."""
+
+BUG_PAUSE = 60.0
+"""Seconds until an entry is tried again whose outcomes could not be turned into a record."""
+
+_INTERNAL_ERROR = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
+
+
+class Dispatcher:
+    """Takes messages, delivers them.
+
+    Invariants: an entry taken or unrouted is settled or, by a bug, put back, never forgotten; nothing starts before
+    `start`, while draining, or while the queue cannot record outcomes (I5). add is O(recipients), the rest O(1) or
+    O(log n) for each entry that moves.
+    """
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        settings: schema.Delivery,
+        routes: Sequence[schema.Route],
+        queue: Queue,
+        scheduler: Scheduler,
+        resolver: Resolver,
+        tls_context: ssl.SSLContext,
+        random: Random,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008  # frozen
+    ) -> None:
+        self._queue = queue
+        self._scheduler = scheduler
+        self._router = Router(routes, resolver, settings.port)
+        self._pool = Pool()
+        self._connector = Connector(hostname, tls_context, timeouts)
+        permitted = Permitted(settings.private_next_hops)
+        self._delivery = Delivery(self._connector, self._pool, resolver, permitted, random)
+        self._settling = Settling(hostname, settings, queue, random, self._ended)
+        self._working: set[asyncio.Task[None]] = set()
+        self._resolving: set[asyncio.Task[None]] = set()
+        self._unresolved: deque[str] = deque()  # as many as domains wait in the scheduler, at most
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._running = False
+
+    def add(self, message: Message) -> None:
+        """Take a message that is durable, new or recovered: its unfinished recipients wait for their time."""
+        now = clock.monotonic()
+        for (domain, attempts, due), recipients in _groups(message).items():
+            entry = Entry(message.envelope, domain, tuple(recipients), attempts, _monotonic(due, now))
+            self._scheduler.add(entry, now)
+        self._pump()
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        self._running = True
+        self._pump()
+
+    async def drain(self, seconds: float) -> None:
+        """Start nothing more; attempts in flight have `seconds` to end. Afterwards every connection is closed.
+
+        What is cut off is deferred; a dot that was not answered by then is a lost answer (I3).
+        """
+        self._running = False
+        self._stop_timer()
+        self._pool.close()
+        for task in self._resolving:
+            task.cancel()
+        if tasks := self._working | self._resolving:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=CUT_SECONDS)
+        await self._connector.close(1.0)
+
+    # --- starting work ----------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Start whatever may start now. Called after anything that could let more start."""
+        if not self._running:
+            return
+        now = clock.monotonic()
+        if not self._queue.healthy:
+            self._wake_at(now + UNHEALTHY_PAUSE)
+            return
+        due = self._scheduler.advance(now)
+        self._route(now)
+        while (work := self._scheduler.take()) is not None:
+            self._own(self._working, self._work(*work))
+        if due is not None:
+            self._wake_at(due)
+
+    def _route(self, now: float) -> None:
+        for domain in self._scheduler.unrouted(now):
+            if (site := self._router.known(domain)) is not None:
+                self._scheduler.bind(domain, site, math.inf)
+            else:
+                self._unresolved.append(domain)
+        while self._unresolved and len(self._resolving) < MAX_RESOLVING:
+            self._own(self._resolving, self._resolve(self._unresolved.popleft()))
+
+    async def _resolve(self, domain: str) -> None:
+        try:
+            found = await self._router.route(domain)
+        except Exception:  # noqa: BLE001  # one domain's trouble must not end the others' mail
+            log.bug("routing", domain=domain)
+            metrics.bugs.inc()
+            found = _INTERNAL_ERROR
+        if isinstance(found, Outcome):
+            for entry in self._scheduler.unroute(domain):
+                self._settle(entry, dict.fromkeys(entry.recipients, found))
+        else:
+            site, valid = found
+            self._scheduler.bind(domain, site, clock.monotonic() + valid)
+
+    async def _work(self, site: Site, entry: Entry) -> None:
+        """One slot of a site: its next entry, and the next, until none is ready."""
+        while True:
+            message = self._queue.get(entry.message.id)
+            try:
+                outcomes = await self._delivery.attempt(site, entry, message.body) if message else {}
+            finally:
+                self._scheduler.release(site)
+            self._settle(entry, outcomes)
+            if not (self._running and self._queue.healthy and (work := self._scheduler.take(site))):
+                # Where it ends because the queue is not healthy, the pump looks again.
+                return
+            entry = work[1]
+
+    # --- ending it --------------------------------------------------------------------------------------------------
+
+    def _settle(self, entry: Entry, outcomes: dict[int, Outcome]) -> None:
+        try:
+            self._settling.settle(entry, outcomes)
+        except Exception:  # noqa: BLE001  # as above
+            # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
+            log.bug("settling", id=entry.message.id)
+            metrics.bugs.inc()
+            self._put_back(entry, entry.recipients, entry.attempts, clock.monotonic() + BUG_PAUSE)
+
+    def _ended(self, entry: Entry, results: tuple[Result, ...]) -> None:
+        """The results of an entry are durable. Who is deferred is in the scheduler again before the entry leaves."""
+        deferred = tuple(result.recipient for result in results if result.state is State.DEFERRED)
+        if deferred:
+            due = next(result.due for result in results if result.state is State.DEFERRED)
+            self._put_back(entry, deferred, entry.attempts + 1, _monotonic(due, clock.monotonic()))
+        else:
+            self._scheduler.finish(entry)
+
+    def _put_back(self, entry: Entry, recipients: tuple[int, ...], attempts: int, due: float) -> None:
+        self._scheduler.add(Entry(entry.message, entry.domain, recipients, attempts, due), clock.monotonic())
+        self._scheduler.finish(entry)
+        self._wake_at(due)
+
+    # --- tasks and the timer ----------------------------------------------------------------------------------------
+
+    def _own(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            try:
+                task.result()
+            except asyncio.CancelledError:
+                pass  # by drain
+            except Exception:  # noqa: BLE001  # contained before; the mail stays in the spool as it was
+                log.bug("dispatcher")
+                metrics.bugs.inc()
+            self._pump()
+
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(ended)
+
+    def _wake_at(self, when: float) -> None:
+        """Pump again at `when` (monotonic), or before."""
+        if not self._running or (self._timer is not None and self._timer_at <= when):
+            return
+        self._stop_timer()
+        self._timer_at = when
+        # uvloop counts in milliseconds and may wake up to one early.
+        delay = max(0.0, when - clock.monotonic()) + 0.001
+        self._timer = asyncio.get_running_loop().call_later(delay, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _groups(message: Message) -> dict[tuple[str, int, float], list[int]]:
+    """Unfinished recipients by what makes one attempt: domain, attempts so far, due time (wall)."""
+    groups: dict[tuple[str, int, float], list[int]] = {}
+    for recipient, (address, result) in enumerate(zip(message.envelope.recipients, message.results, strict=True)):
+        if result is None:
+            groups.setdefault((route_key(address), 0, 0.0), []).append(recipient)
+        elif not result.state.final:
+            groups.setdefault((route_key(address), result.attempts, result.due), []).append(recipient)
+    return groups
+
+
+def _monotonic(due: float, now: float) -> float:
+    """A wall time as monotonic seconds; 0 stays 0."""
+    return now + (due - clock.wall()) if due else 0.0

@@ -1,0 +1,162 @@
+"""The wire of one outbound session: bytes to replies, any number of them awaited at once (RFC 2920).
+
+Builds on aiosmtplib's protocol for lifecycle, TLS upgrade and flow control, and replaces how replies are read: its own
+reading keeps one reply and loses the rest. Knows no verbs. The law it holds: bytes that arrive when no reply is awaited
+end the connection, because from then on no answer could be trusted to be the answer to its command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiosmtplib.errors import SMTPServerDisconnected
+from aiosmtplib.protocol import SMTPProtocol
+from aiosmtplib.response import SMTPResponse
+
+from relayd.smtp.reply import ProtocolError, Reply, ReplyParser
+
+BLOCK = 65536
+"""Octets of message data handed to the transport at a time."""
+
+
+class PipeliningProtocol(SMTPProtocol):
+    """`exchange` writes and returns the replies; fewer than awaited mean that the connection is over: see `failure`.
+
+    States: waiting (`_awaited` > 0) and quiet. Only in the first may bytes arrive. `failure` is empty while the
+    connection can be used. No method raises for what the peer does; all are O(bytes).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[SMTPProtocol], None]) -> None:
+        super().__init__(loop, on_lost)
+        self.failure = ""
+        self._parser = ReplyParser()
+        self._replies: list[Reply] = []
+        # RFC 5321 §3.1: the peer speaks first.
+        self._awaited = 1
+        self._wakened: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
+        self._quitting = False
+
+    async def exchange(self, commands: bytes, replies: int, silence: float) -> list[Reply]:
+        """Write, then wait for so many replies, at most `silence` seconds for each next one."""
+        self.expect(replies)
+        self.send(commands)
+        return await self.answers(silence)
+
+    def expect(self, replies: int) -> None:
+        """From now on so many replies may arrive."""
+        self._awaited = replies
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Write unless the connection is over."""
+        if self.failure:
+            return
+        try:
+            self.write(data)  # type: ignore[arg-type]  # transports take any buffer, aiosmtplib says bytes
+        except SMTPServerDisconnected:
+            self.fail("connection lost")
+
+    async def send_blocks(self, data: bytes, silence: float) -> bool:
+        """Write much data as fast as the peer takes it; False when a reply, or the end, came before all was out."""
+        view = memoryview(data)
+        for start in range(0, len(data), BLOCK):
+            if self.failure or self._replies:
+                return False
+            self.send(view[start : start + BLOCK])
+            if self._paused:
+                await self._patiently(self._drain_helper(), silence)
+        return not self.failure and not self._replies
+
+    async def answers(self, silence: float) -> list[Reply]:
+        """The replies awaited. Cancelled while waiting, the connection is over: an answer would come unasked."""
+        if len(self._replies) < self._awaited and not self.failure:
+            self._wakened = self._loop.create_future()
+            await self._patiently(self._wakened, silence)
+            self._wakened = None
+        replies, self._replies, self._awaited = self._replies[: self._awaited], [], 0
+        return replies
+
+    def fail(self, why: str) -> None:
+        """End the connection at once; the first reason stays."""
+        if not self.failure:
+            self.failure = why
+            self.cut()
+        self._wake()
+
+    def cut(self) -> None:
+        """Drop the transport, whatever state it is in."""
+        if self.transport is not None:
+            self.transport.abort()  # type: ignore[attr-defined]  # aiosmtplib declares the base class of transports
+
+    def quit(self, seconds: float) -> None:
+        """Say QUIT and close when it is answered, or after `seconds`. Returns at once."""
+        self.expect(1)
+        self.send(b"QUIT\r\n")
+        if not self.failure:
+            self.failure = "closed"
+            self._quitting = True
+            self._loop.call_later(seconds, self.cut)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse replies; wake who waits for the last one."""
+        if self._quitting:
+            self.cut()
+            return
+        try:
+            self._replies += self._parser.feed(data)
+        except ProtocolError as error:
+            self.fail(str(error))
+            return
+        left = self._awaited - len(self._replies)
+        if left < 0 or (left == 0 and self._parser.pending):
+            self.fail("answered what was not asked")
+        elif left == 0:
+            self._wake()
+
+    def eof_received(self) -> bool:
+        """The peer closed: so do we."""
+        self.fail("connection closed by the peer")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whatever was awaited does not come."""
+        super().connection_lost(exc)
+        self.failure = self.failure or (f"connection lost ({exc})" if exc else "connection lost")
+        self._wake()
+
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # as in the base
+        """For `start_tls` of the base, which reads its one reply through this."""
+        self.expect(1)
+        replies = await self.answers(timeout or 0)
+        # Bytes behind the 220 in the same segment were put there by someone else (RFC 3207 §4.2): `failure` is set.
+        if not replies or self.failure:
+            raise SMTPServerDisconnected(self.failure)
+        return SMTPResponse(replies[0].code, replies[0].text)
+
+    async def _patiently(self, awaited: Awaitable[None], silence: float) -> None:
+        """Await with a watch on the peer's silence; cancelled, the connection is over."""
+        self._arm(silence, 0)
+        try:
+            await awaited
+        except ConnectionError as error:
+            self.fail(str(error))
+        except asyncio.CancelledError:
+            self.fail("cut off")
+            raise
+        finally:
+            self._timer.cancel()
+
+    def _arm(self, silence: float, seen: int) -> None:
+        self._timer = self._loop.call_later(silence, self._silent, silence, seen)
+
+    def _silent(self, silence: float, seen: int) -> None:
+        """The watch fired: replies that came meanwhile give the next one its full time, else it is over."""
+        if len(self._replies) > seen:
+            self._arm(silence, len(self._replies))
+        else:
+            self.fail(f"no answer within {silence:g} s")
+
+    def _wake(self) -> None:
+        if self._wakened is not None and not self._wakened.done():
+            self._wakened.set_result(None)

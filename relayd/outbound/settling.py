@@ -1,0 +1,134 @@
+"""From outcomes to the durable record, and what follows once it is durable: log, metrics, the next attempt.
+
+Owns backoff, expiry and when a sender is told. Order is the design (I10): results and the notification they cause are
+one record, and nothing counts or follows before that record is stored. The dispatcher calls it after each attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+
+from relayd import clock, log, metrics
+from relayd.config import schema
+from relayd.message.outcome import Outcome, Verdict
+from relayd.outbound import bounce
+from relayd.scheduler.backoff import Backoff
+from relayd.scheduler.entry import Entry
+from relayd.smtp import reply
+from relayd.smtp.address import NULL
+from relayd.spool.queue import Queue
+from relayd.spool.records import Accepted, Message, Result, Settled, State
+
+_STATES = {Verdict.DELIVERED: State.DELIVERED, Verdict.FAILED: State.FAILED, Verdict.DEFERRED: State.DEFERRED}
+
+_COUNTERS = {
+    State.DELIVERED: metrics.delivered,
+    State.DEFERRED: metrics.deferred,
+    State.FAILED: metrics.failed,
+    State.EXPIRED: metrics.failed,
+}
+
+Ended = Callable[[Entry, tuple[Result, ...]], None]
+
+
+class Settling:
+    """`settle` takes one attempt's outcomes; `ended` is called, once, when they are durable. O(recipients)."""
+
+    def __init__(self, hostname: str, settings: schema.Delivery, queue: Queue, random: Random, ended: Ended) -> None:
+        self._hostname = hostname
+        self._max_age = settings.max_age
+        self._backoff = Backoff(settings.retry_schedule)
+        self._queue = queue
+        self._random = random
+        self._ended = ended
+
+    def settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> None:
+        """Hand the record to the queue, which never loses it."""
+        message = self._queue.get(entry.message.id)
+        if message is None:
+            # Removed by the operator during the attempt.
+            self._ended(entry, ())
+            return
+        # What this shutdown cut off was no attempt: the spool still says what it said before.
+        outcomes = {r: outcome for r, outcome in outcomes.items() if outcome.reply is not reply.SHUTTING_DOWN}
+        if not outcomes:
+            return
+        now = clock.wall()
+        results = self._results(entry, outcomes, now)
+        failed = [result for result in results if result.state in (State.FAILED, State.EXPIRED)]
+        notification = None
+        if failed and message.envelope.sender != NULL:
+            notification = self._notification(message, failed, now)
+            if notification is None:
+                results = self._postponed(results, entry, now)
+        settled = Settled(entry.message.id, results, notification)
+        self._queue.settle(settled, partial(self._recorded, entry, outcomes, settled))
+
+    def _results(self, entry: Entry, outcomes: Mapping[int, Outcome], now: float) -> tuple[Result, ...]:
+        attempts = entry.attempts + 1
+        due = self._due(entry, now)
+        expired = now >= entry.message.accepted_at + self._max_age
+        results = []
+        for recipient, outcome in outcomes.items():
+            state = _STATES[outcome.verdict]
+            if expired and state is State.DEFERRED:
+                # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
+                state = State.EXPIRED
+            until = due if state is State.DEFERRED else 0.0
+            results.append(Result(recipient, state, attempts, now, until, outcome.reply, outcome.host))
+        return tuple(results)
+
+    def _due(self, entry: Entry, now: float) -> float:
+        """One roll for all, so that recipients deferred together are tried together; the last attempt is at expiry."""
+        due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
+        return max(now, min(due, entry.message.accepted_at + self._max_age))
+
+    def _notification(self, message: Message, failed: list[Result], now: float) -> Accepted | None:
+        """None, by a bug alone: the failure must then wait, because its sender would never hear of it."""
+        try:
+            queue_id = self._queue.new_id(beside=message.envelope.id)
+            return bounce.notification(message, failed, hostname=self._hostname, queue_id=queue_id, now=now)
+        except Exception:  # noqa: BLE001  # a message whose bounce cannot be made is kept (I9)
+            log.bug("bounce", id=message.envelope.id)
+            metrics.bugs.inc()
+            return None
+
+    def _postponed(self, results: tuple[Result, ...], entry: Entry, now: float) -> tuple[Result, ...]:
+        due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
+        return tuple(
+            result
+            if result.state is State.DELIVERED or result.state is State.DEFERRED
+            else Result(result.recipient, State.DEFERRED, result.attempts, now, due, result.reply, result.host)
+            for result in results
+        )
+
+    def _recorded(self, entry: Entry, outcomes: Mapping[int, Outcome], settled: Settled) -> None:
+        """The record is durable: now it counts."""
+        envelope = entry.message
+        for result in settled.results:
+            age = result.at - envelope.accepted_at
+            _COUNTERS[result.state].inc()
+            if result.state.final:
+                metrics.delivery_seconds.observe(age)
+            log.attempted(
+                envelope,
+                envelope.recipients[result.recipient],
+                outcomes[result.recipient],
+                state=result.state.value,
+                attempts=result.attempts,
+                delay=age,
+            )
+        self._told(settled, envelope.sender)
+        self._ended(entry, settled.results)
+
+    def _told(self, settled: Settled, sender: str) -> None:
+        if settled.notification is not None:
+            metrics.notifications.inc()
+            log.notified(settled.message, settled.notification.envelope.id, sender)
+            return
+        failed = sum(result.state in (State.FAILED, State.EXPIRED) for result in settled.results)
+        if failed:
+            metrics.notifications_dropped.inc()
+            log.unnotified(settled.message, failed)

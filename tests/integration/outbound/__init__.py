@@ -1,0 +1,1 @@
+"""Outbound against a scripted peer on real sockets, on both event loops."""

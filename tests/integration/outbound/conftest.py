@@ -1,0 +1,52 @@
+"""Peers that close themselves, and outbound without (`carrier`) and with (`relay`) queue, scheduler and dispatcher."""
+
+import asyncio
+import contextlib
+import ssl
+
+import pytest
+import trustme
+import uvloop
+
+from tests.fakes.smtp_peer import SmtpPeer
+from tests.integration.outbound.rig import Carrier, Relay
+
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def start():
+    """`peer = await start(script, ...)`"""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def started(*args, **kwargs) -> SmtpPeer:
+            return await stack.enter_async_context(await SmtpPeer.start(*args, **kwargs))
+
+        yield started
+
+
+@pytest.fixture
+async def carrier():
+    carrier = Carrier()
+    yield carrier
+    await carrier.close()
+
+
+@pytest.fixture
+async def relay(tmp_path):
+    """`relay = await relay(...)`: arguments as Relay's."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def started(**kwargs) -> Relay:
+            return await stack.enter_async_context(Relay(tmp_path, **kwargs))
+
+        yield started
+
+
+@pytest.fixture(scope="session")
+def certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("peer.example", "127.0.0.1").configure_cert(context)
+    return context

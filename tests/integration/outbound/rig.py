@@ -1,0 +1,128 @@
+"""What the outbound scenarios are played on: real parts, wired as `service` wires them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from relayd import tls
+from relayd.config import schema
+from relayd.message.envelope import Envelope
+from relayd.message.outcome import Outcome
+from relayd.message.site import Host, Site
+from relayd.outbound.addresses import Permitted
+from relayd.outbound.connection import Connector, Timeouts
+from relayd.outbound.delivery import Delivery
+from relayd.outbound.dispatcher import Dispatcher
+from relayd.outbound.pool import Pool
+from relayd.resolver.client import Resolver
+from relayd.scheduler.entry import Entry
+from relayd.scheduler.scheduler import Scheduler
+from relayd.smtp.address import parse
+from relayd.spool.memory import Memory
+from relayd.spool.queue import Queue
+from relayd.spool.shard import JournalStore
+from tests.fakes.smtp_peer import SmtpPeer
+
+BODY = b"Subject: test\r\n\r\nhello\r\n"
+QUICK = Timeouts(connect=2, banner=2, ehlo=2, starttls=2, mail=2, rcpt=2, data=2, block=2, dot=2, rset=2, quit=0.2)
+IMPATIENT = Timeouts(*[0.5] * 11)
+NOBODY = "127.0.0.1:9"
+"""A name server that does not answer."""
+
+
+def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len(BODY), **fields) -> Envelope:
+    return Envelope(
+        id=fields.pop("id", "00ABCDEFGHIJKLMNOP"),
+        sender=parse(sender) if sender else "",
+        recipients=tuple(map(parse, recipients)),
+        account=fields.pop("account", "user:test"),
+        accepted_at=fields.pop("accepted_at", time.time()),
+        size=size,
+        **fields,
+    )
+
+
+def site_of(*hosts: SmtpPeer | tuple[str, int], trusted: bool = True) -> Site:
+    named = (Host("127.0.0.1", host.port) if isinstance(host, SmtpPeer) else Host(*host) for host in hosts)
+    return Site(tuple((host,) for host in named), trusted)
+
+
+class Carrier:
+    """Delivery, its pool and its connector."""
+
+    def __init__(self, timeouts: Timeouts = QUICK, nameserver: str = NOBODY, networks: Sequence[str] = ()) -> None:
+        self.connector = Connector("relay.example", tls.next_hop_context(), timeouts)
+        self.pool = Pool()
+        self.resolver = Resolver([nameserver], "relay.example")
+        permitted = Permitted(schema.Delivery(private_next_hops=tuple(networks)).private_next_hops)
+        self.delivery = Delivery(self.connector, self.pool, self.resolver, permitted, random.Random(1))
+
+    async def carry(self, site: Site | SmtpPeer, *recipients: str, body: bytes = BODY, **fields) -> dict[int, Outcome]:
+        message = envelope(*(recipients or ("b@peer.example",)), size=fields.pop("size", len(body)), **fields)
+        entry = Entry(message, "peer.example", tuple(range(len(message.recipients))))
+        site = site_of(site) if isinstance(site, SmtpPeer) else site
+        outcomes = await self.delivery.attempt(site, entry, body)
+        assert sorted(outcomes) == list(entry.recipients), "every recipient has an outcome"
+        return outcomes
+
+    async def close(self) -> None:
+        self.pool.close()
+        await self.connector.close(0.5)
+        await self.resolver.close()
+
+
+class Relay:
+    """Everything between the commit and the next hop."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        routes: dict[str, Sequence[SmtpPeer]] | None = None,
+        nameserver: str = NOBODY,
+        timeouts: Timeouts = QUICK,
+        connections: int = 20,
+        **settings,
+    ) -> None:
+        self.path = path
+        self.scheduler = Scheduler(connections)
+        self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26), directory=None, disk_reserve=0)
+        self.resolver = Resolver([nameserver], "relay.example")
+        self.dispatcher = Dispatcher(
+            hostname="relay.example",
+            settings=schema.Delivery(**settings),
+            routes=[
+                schema.Route(domains=(domain,), next_hops=tuple(f"127.0.0.1:{peer.port}" for peer in peers))
+                for domain, peers in (routes or {}).items()
+            ],
+            queue=self.queue,
+            scheduler=self.scheduler,
+            resolver=self.resolver,
+            tls_context=tls.next_hop_context(),
+            random=random.Random(1),
+            timeouts=timeouts,
+        )
+        self.queue.added = self.dispatcher.add
+
+    async def __aenter__(self) -> Relay:
+        for message in await self.queue.open():
+            self.dispatcher.add(message)
+        self.dispatcher.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.dispatcher.drain(0)
+        await self.queue.close()
+        await self.resolver.close()
+
+    async def submit(self, *recipients: str, body: bytes = BODY, **fields) -> str:
+        message = envelope(*recipients, size=len(body), id=self.queue.new_id(), **fields)
+        await self.queue.accept(message, body)
+        return message.id
+
+    @property
+    def empty(self) -> bool:
+        return not any(self.scheduler.counts().values()) and not list(self.queue.messages())

@@ -1,0 +1,179 @@
+"""Which hosts are asked, in which order, and which never."""
+
+import os
+import resource
+import socket
+
+import pytest
+
+from relayd.message.outcome import Scope, Verdict
+from relayd.message.site import Host, Site
+from relayd.smtp import reply
+from tests.fakes.dns_server import DnsServer
+from tests.integration.outbound.rig import Carrier, site_of
+
+DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.fixture
+async def dns():
+    async with DnsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def looking_up(dns):
+    """A carrier that may reach loopback through MX."""
+    carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8"])
+    yield carrier
+    await carrier.close()
+
+
+async def test_first_host_down_second_takes_it(start, carrier, closed_port):
+    peer = await start()
+    outcome = (await carrier.carry(site_of(("127.0.0.1", closed_port), peer)))[0]
+    assert outcome.verdict is DELIVERED
+
+
+async def test_all_hosts_down_defers(carrier, closed_port):
+    outcome = (await carrier.carry(site_of(("127.0.0.1", closed_port))))[0]
+    assert (outcome.verdict, outcome.scope, outcome.host) == (DEFERRED, Scope.SITE, "")
+    assert str(outcome.reply).startswith("451 4.4.1")
+    assert f"127.0.0.1:{closed_port}".split(":")[1] in outcome.reply.text
+    assert "refused" in outcome.reply.text
+
+
+async def test_hosts_of_one_preference_share_the_load(start, looking_up):
+    one, two = await start(), await start()
+    for _ in range(20):
+        looking_up.pool.close()
+        group = (Host("127.0.0.1", one.port), Host("127.0.0.1", two.port))
+        assert (await looking_up.carry(Site((group,))))[0].verdict is DELIVERED
+    assert len(one.messages) > 3
+    assert len(two.messages) > 3
+
+
+async def test_better_preferences_come_first(start, carrier):
+    best, worse = await start(), await start()
+    for _ in range(5):
+        await carrier.carry(site_of(best, worse))
+    assert (len(best.messages), len(worse.messages)) == (5, 0)
+
+
+async def test_names_are_looked_up_and_their_addresses_tried_in_turn(start, dns, looking_up):
+    peer = await start(host="127.0.0.3")
+    dns.add("mx.example", "A", "127.0.0.2", "127.0.0.3")
+    outcome = (await looking_up.carry(site_of(("mx.example", peer.port), trusted=False)))[0]
+    assert (outcome.verdict, outcome.host) == (DELIVERED, f"mx.example[127.0.0.3]:{peer.port}")
+
+
+async def test_five_addresses_an_attempt_at_most(start, dns, looking_up):
+    peers = [await start({"GREETING": "421 no"}, host="127.0.0.2")]
+    port = peers[0].port
+    peers += [await start({"GREETING": "421 no"}, host=f"127.0.0.{n}", port=port) for n in range(3, 9)]
+    dns.add("one.example", "A", *[f"127.0.0.{n}" for n in range(2, 6)])
+    dns.add("two.example", "A", *[f"127.0.0.{n}" for n in range(6, 9)])
+    site = site_of(("one.example", port), ("two.example", port), trusted=False)
+    assert (await looking_up.carry(site))[0].verdict is DEFERRED
+    assert sum(len(peer.sessions) for peer in peers) == 5
+
+
+async def test_an_address_behind_two_names_is_asked_once(start, dns, looking_up):
+    peer = await start({"GREETING": "421 no"})
+    dns.add("one.example", "A", "127.0.0.1")
+    dns.add("two.example", "A", "127.0.0.1")
+    site = site_of(("one.example", peer.port), ("two.example", peer.port), trusted=False)
+    await looking_up.carry(site)
+    assert len(peer.sessions) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0"])
+async def test_private_addresses_behind_mx_are_refused(start, carrier, address):
+    peer = await start()
+    outcome = (await carrier.carry(site_of((address, peer.port), trusted=False)))[0]
+    assert (outcome.verdict, outcome.scope) == (FAILED, Scope.SITE)
+    assert str(outcome.reply).startswith("550 5.4.4")
+    assert peer.sessions == []
+
+
+async def test_private_addresses_of_a_route_are_trusted(start, carrier):
+    peer = await start()
+    assert (await carrier.carry(site_of(peer, trusted=True)))[0].verdict is DELIVERED
+
+
+async def test_the_address_connected_to_is_judged_too(start, carrier):
+    """As if a name led elsewhere between the question and the connection."""
+    peer = await start()
+    answers = iter([True, False])
+    carrier.delivery._permitted = lambda address: next(answers)
+    outcome = (await carrier.carry(site_of(peer, trusted=False)))[0]
+    assert outcome.verdict is DEFERRED
+    assert peer.messages == []
+    assert all(session.lines == [] for session in peer.sessions)
+
+
+async def test_a_private_host_does_not_hide_a_public_one(start, dns):
+    peer = await start(host="127.0.0.3")
+    dns.add("private.example", "A", "127.0.0.2")
+    dns.add("public.example", "A", "127.0.0.3")
+    carrier = Carrier(nameserver=dns.address, networks=["127.0.0.3/32"])
+    site = site_of(("private.example", peer.port), ("public.example", peer.port), trusted=False)
+    assert (await carrier.carry(site))[0].verdict is DELIVERED
+    await carrier.close()
+
+
+async def test_hosts_without_address_fail(dns, looking_up):
+    outcome = (await looking_up.carry(site_of(("nowhere.example", 25), trusted=False)))[0]
+    assert (outcome.verdict, str(outcome.reply)[:9]) == (FAILED, "550 5.4.4")
+
+
+async def test_hosts_without_address_of_a_route_are_our_own_trouble(dns, looking_up):
+    outcome = (await looking_up.carry(site_of(("nowhere.example", 25), trusted=True)))[0]
+    assert (outcome.verdict, str(outcome.reply)[:9]) == (DEFERRED, "451 4.4.4")
+
+
+async def test_dns_trouble_defers_even_beside_refused_hosts(dns, looking_up):
+    dns.fail("broken.example", "SERVFAIL")
+    dns.add("private.example", "A", "10.0.0.1")
+    site = site_of(("broken.example", 25), ("private.example", 25), trusted=False)
+    outcome = (await looking_up.carry(site))[0]
+    assert (outcome.verdict, outcome.scope) == (DEFERRED, Scope.SITE)
+
+
+@pytest.fixture
+def no_descriptors():
+    """The process has every descriptor it may have."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def spend():
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+
+    yield spend
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_without_descriptors_mail_is_deferred_and_nobody_blamed(start, carrier, no_descriptors):
+    first, second = await start(), await start()
+    await carrier.carry(first)
+    no_descriptors()
+    outcome = (await carrier.carry(second))[0]
+    assert (outcome.verdict, outcome.reply, outcome.host) == (DEFERRED, reply.LOCAL_TROUBLE, "")
+    assert second.sessions == []
+    # What is open still works.
+    assert (await carrier.carry(first))[0].verdict is DELIVERED
+
+
+async def test_a_bug_defers_its_message_and_nothing_else(start, carrier):
+    peer = await start({"EHLO": "250 peer.example"})
+    carrier.delivery._pool = None
+    outcome = (await carrier.carry(peer))[0]
+    assert (outcome.verdict, outcome.scope, str(outcome.reply)[:9]) == (DEFERRED, Scope.MESSAGE, "451 4.3.0")

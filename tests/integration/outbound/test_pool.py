@@ -1,0 +1,149 @@
+"""Connections that are kept: reused, found dead, found out of step, and let go."""
+
+import asyncio
+
+import pytest
+
+from relayd import metrics
+from relayd.message.outcome import Verdict
+from relayd.outbound import pool as pooling
+from relayd.outbound.pool import Pool
+from tests.fakes.smtp_peer import DROP, SILENCE
+from tests.integration.outbound.rig import site_of
+
+DELIVERED, DEFERRED = Verdict.DELIVERED, Verdict.DEFERRED
+
+
+async def test_a_connection_is_used_again(start, carrier):
+    peer = await start()
+    for _ in range(5):
+        assert (await carrier.carry(peer))[0].verdict is DELIVERED
+    assert len(peer.sessions) == 1
+    assert len(peer.messages) == 5
+    assert metrics.outbound_connections._value.get() >= 1
+
+
+async def test_an_unfinished_transaction_is_reset_before_the_next(start, carrier):
+    peer = await start({"RCPT": ["550 5.1.1 no"]})
+    await carrier.carry(peer)
+    assert (await carrier.carry(peer))[0].verdict is DELIVERED
+    assert peer.sessions[0].verbs() == ["EHLO", "MAIL", "RCPT", "DATA", "RSET", "MAIL", "RCPT", "DATA"]
+
+
+async def test_a_connection_whose_rset_fails_is_not_kept(start, carrier):
+    peer = await start({"RCPT": ["550 5.1.1 no"], "RSET": "503 what"})
+    await carrier.carry(peer)
+    assert len(carrier.pool) == 0
+    assert (await carrier.carry(peer))[0].verdict is DELIVERED
+    assert len(peer.sessions) == 2
+
+
+@pytest.mark.parametrize("last_word", [b"", b"421 4.4.2 idle for too long\r\n"])
+async def test_a_connection_closed_while_idle_is_a_free_retry(start, carrier, eventually, last_word):
+    """The peer goes away between two messages; whether that is seen before or after MAIL, nobody is deferred."""
+    peer = await start({"MAIL": ["250 ok", last_word or DROP]})
+    await carrier.carry(peer)
+    outcome = (await carrier.carry(peer))[0]
+    assert outcome.verdict is DELIVERED
+    assert len(peer.sessions) == 2
+
+
+async def test_a_421_to_mail_on_a_fresh_connection_is_no_free_retry(start, carrier):
+    peer = await start({"MAIL": "421 4.3.2 no"})
+    assert (await carrier.carry(peer))[0].verdict is DEFERRED
+    assert len(peer.sessions) == 1
+
+
+async def test_a_pooled_connection_lost_later_counts(start, carrier):
+    peer, second = await start({"DATA": ["354 go", DROP]}), await start()
+    site = site_of(peer, second)
+    await carrier.carry(site)
+    assert (await carrier.carry(site))[0].verdict is DELIVERED
+    assert (len(peer.sessions), len(second.messages)) == (1, 1)
+
+
+async def test_two_replies_at_once_end_the_connection_and_never_answer_for_another_message(start, carrier):
+    """The stray 250 must not mark the next message delivered (reply desynchronisation)."""
+    peer = await start({"DOT": [b"250 first\r\n250 stray\r\n", "554 5.7.1 spam"]})
+    assert (await carrier.carry(peer))[0].verdict is DELIVERED
+    assert (await carrier.carry(peer))[0].verdict is Verdict.FAILED
+    assert len(peer.sessions) == 2
+
+
+@pytest.mark.parametrize("stray", [b"250 unasked\r\n", b"4", b"\r\n", b"421 4.3.2 bye\r\n"])
+async def test_bytes_while_idle_end_the_connection(start, carrier, eventually, stray):
+    peer = await start({"DOT": [b"250 ok\r\n"]})
+    await carrier.carry(peer)
+    connection = next(iter(carrier.pool._idle))
+    peer.speak(stray)
+    await eventually(lambda: not connection.usable)
+    assert (await carrier.carry(peer))[0].verdict is DELIVERED
+    assert len(peer.sessions) == 2
+
+
+async def test_a_reply_before_its_command_is_out_of_step(start, carrier):
+    first, second = await start({"EHLO": b"250-x\r\n250 PIPELINING\r\n250 ok\r\n"}), await start()
+    assert (await carrier.carry(site_of(first, second)))[0].verdict is DELIVERED
+    assert len(second.messages) == 1
+
+
+async def test_idle_connections_say_quit_and_leave_nothing(start, carrier, eventually):
+    peer = await start()
+    carrier.pool._max_idle = 0.05
+    await carrier.carry(peer)
+    assert len(carrier.pool) == 1
+    await eventually(lambda: peer.sessions[0].closed)
+    assert peer.sessions[0].verbs()[-1] == "QUIT"
+    assert (len(carrier.pool), carrier.pool._sites, carrier.pool._timer) == (0, {}, None)
+
+
+async def test_a_connection_retires_after_its_share_of_messages(start, carrier, eventually, monkeypatch):
+    monkeypatch.setattr(pooling, "MAX_TRANSACTIONS", 3)
+    peer = await start()
+    for _ in range(7):
+        await carrier.carry(peer)
+    assert len(peer.sessions) == 3
+    await eventually(lambda: peer.sessions[0].closed)
+    assert peer.sessions[0].verbs()[-1] == "QUIT"
+
+
+async def test_a_connection_retires_with_age(start, carrier, monkeypatch):
+    monkeypatch.setattr(pooling, "MAX_AGE", 0.0)
+    peer = await start()
+    await carrier.carry(peer)
+    await carrier.carry(peer)
+    assert len(peer.sessions) == 2
+
+
+async def test_last_in_first_out(start, carrier):
+    peer = await start()
+    site = site_of(peer)
+    pool = Pool()
+    one, two = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", lambda _: True) for _ in range(2)]
+    pool.put(site, one)
+    pool.put(site, two)
+    assert pool.take(site) is two
+    pool.put(site, two)
+    two.abort("test")
+    assert pool.take(site) is one
+    assert pool.take(site) is None
+    pool.put(site, one)
+    pool.close()
+    assert len(pool) == 0
+    assert not one.usable
+
+
+async def test_a_peer_that_never_answers_quit_is_cut(start, carrier):
+    peer = await start({"QUIT": SILENCE})
+    await carrier.carry(peer)
+    carrier.pool.close()
+    await carrier.connector.close(0.05)
+    assert carrier.connector._live == set()
+
+
+async def test_many_messages_at_once_share_what_is_idle(start, carrier):
+    peer = await start()
+    for _ in range(3):
+        outcomes = await asyncio.gather(*(carrier.carry(peer) for _ in range(10)))
+        assert [outcome[0].verdict for outcome in outcomes] == [DELIVERED] * 10
+    assert len(peer.sessions) == 10

@@ -1,0 +1,225 @@
+"""One message's way over one connection: recipients, pipelining, capabilities, and the bytes of the body."""
+
+import pytest
+from msgspec.structs import replace
+
+from relayd.message.outcome import Scope, Verdict
+from relayd.scheduler.entry import Entry
+from tests.fakes.smtp_peer import DROP
+from tests.integration.outbound.rig import BODY, envelope, site_of
+
+DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
+
+WITHOUT_PIPELINING = ("SIZE 1000000", "8BITMIME", "SMTPUTF8")
+
+
+def verdicts(outcomes):
+    return [outcomes[recipient].verdict for recipient in sorted(outcomes)]
+
+
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+async def test_each_recipient_has_its_own_answer(start, carrier, capabilities):
+    peer = await start({"RCPT": ["250 ok", "450 4.2.1 busy", "550 5.1.1 unknown"]}, capabilities=capabilities)
+    outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example", "c@peer.example")
+    assert verdicts(outcomes) == [DELIVERED, DEFERRED, FAILED]
+    assert [outcomes[i].scope for i in (1, 2)] == [Scope.RECIPIENT, Scope.RECIPIENT]
+    assert peer.recipients == ["RCPT TO:<a@peer.example>"]
+
+
+async def test_commands_go_in_one_write_where_pipelining_is_offered(start, carrier):
+    peer = await start()
+    await carrier.carry(peer, "a@peer.example", "b@peer.example")
+    assert peer.sessions[0].ahead == 3
+
+
+async def test_commands_wait_for_their_answers_where_it_is_not(start, carrier):
+    peer = await start(capabilities=WITHOUT_PIPELINING)
+    outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example")
+    assert verdicts(outcomes) == [DELIVERED, DELIVERED]
+    assert peer.sessions[0].ahead == 0
+    assert peer.sessions[0].verbs() == ["EHLO", "MAIL", "RCPT", "RCPT", "DATA"]
+
+
+async def test_without_pipelining_nothing_follows_a_refused_sender(start, carrier):
+    peer = await start({"MAIL": "550 5.7.1 no"}, capabilities=())
+    await carrier.carry(peer)
+    assert peer.sessions[0].verbs() == ["EHLO", "MAIL", "RSET"]
+
+
+async def test_354_with_nobody_accepted_gets_the_bare_dot(start, carrier):
+    peer = await start({"RCPT": "550 5.1.1 no", "DATA": "354 go", "DOT": "554 5.5.1 nobody"})
+    outcomes = await carrier.carry(peer)
+    assert verdicts(outcomes) == [FAILED]
+    assert b"DATA\r\n.\r\nRSET\r\n" in peer.sessions[0].raw
+
+
+async def test_354_after_a_refused_sender_ends_the_connection(start, carrier):
+    peer = await start({"MAIL": "550 5.7.1 no", "RCPT": "250 ok", "DATA": "354 go"})
+    assert verdicts(await carrier.carry(peer)) == [FAILED]
+    assert len(carrier.pool) == 0
+    assert BODY not in peer.sessions[0].raw
+
+
+async def test_more_than_fifty_recipients_take_several_transactions_of_one_connection(start, carrier):
+    peer = await start()
+    names = [f"u{number}@peer.example" for number in range(120)]
+    outcomes = await carrier.carry(peer, *names)
+    assert verdicts(outcomes) == [DELIVERED] * 120
+    assert [len(message.recipients) for message in peer.messages] == [50, 50, 20]
+    assert peer.recipients == [f"RCPT TO:<{name}>" for name in names]
+    assert len(peer.sessions) == 1
+
+
+@pytest.mark.parametrize("refusal", ["452 4.5.3 too many recipients", "552 5.5.3 too many recipients"])
+async def test_too_many_recipients_go_on_in_a_new_transaction(start, carrier, refusal):
+    def ten(session, line):
+        return "250 ok" if len(session.recipients) < 10 else refusal
+
+    peer = await start({"RCPT": ten})
+    names = [f"u{number}@peer.example" for number in range(25)]
+    outcomes = await carrier.carry(peer, *names)
+    assert verdicts(outcomes) == [DELIVERED] * 25
+    assert [len(message.recipients) for message in peer.messages] == [10, 10, 5]
+    # The peer's limit is learnt: the third transaction asks for no more than ten.
+    assert peer.sessions[0].verbs().count("RCPT") == 25 + 10 + 5
+
+
+async def test_452_for_the_first_recipient_defers(start, carrier):
+    peer = await start({"RCPT": ["452 4.2.2 mailbox full", "250 ok"]})
+    outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example")
+    assert verdicts(outcomes) == [DEFERRED, DELIVERED]
+    assert len(peer.messages) == 1
+
+
+async def test_only_those_without_an_answer_go_on_to_the_next_host(start, carrier):
+    first = await start({"RCPT": ["250 ok", "550 5.1.1 unknown", "450 4.2.1 busy", "421 4.3.2 bye"]})
+    second = await start()
+    names = [f"{name}@peer.example" for name in "abcde"]
+    outcomes = await carrier.carry(site_of(first, second), *names)
+    assert verdicts(outcomes) == [DELIVERED, FAILED, DEFERRED, DELIVERED, DELIVERED]
+    assert second.recipients == ["RCPT TO:<a@peer.example>", "RCPT TO:<d@peer.example>", "RCPT TO:<e@peer.example>"]
+
+
+async def test_a_lost_answer_concerns_its_transaction_only(start, carrier):
+    first = await start({"DOT": ["250 ok", DROP]})
+    second = await start()
+    names = [f"u{number}@peer.example" for number in range(120)]
+    outcomes = await carrier.carry(site_of(first, second), *names)
+    assert verdicts(outcomes) == [DELIVERED] * 50 + [DEFERRED] * 50 + [DELIVERED] * 20
+    assert [outcomes[i].uncertain for i in range(120)] == [False] * 50 + [True] * 50 + [False] * 20
+    assert len(second.recipients) == 20
+
+
+async def test_a_peer_that_closes_after_each_message_is_dialled_again(start, carrier):
+    peer = await start({"DOT": lambda session, line: b"250 ok\r\n421 enough\r\n"})
+    outcomes = await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(120)])
+    assert verdicts(outcomes) == [DELIVERED] * 120
+    assert len(peer.sessions) == 3
+
+
+BODIES = [
+    b"",
+    b"\r\n",
+    b".\r\n",
+    b"..\r\n.\r\n...\r\n",
+    b"Subject: x\r\n\r\n.leading\r\nmid.dle\r\n.\r\n..\r\nend.\r\n",
+    b"Subject: x\r\n\r\n" + bytes(byte for byte in range(1, 256) if byte not in b"\r\n") + b"\r\n",
+    b"Subject: long\r\n\r\n" + b"x" * 100_000 + b"\r\n",
+    b"Subject: big\r\n\r\n" + b".dots everywhere\r\n" * 100_000,
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: f"{len(body)} octets")
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+async def test_the_body_arrives_byte_for_byte(start, carrier, body, capabilities):
+    peer = await start(capabilities=capabilities)
+    assert verdicts(await carrier.carry(peer, body=body)) == [DELIVERED]
+    assert peer.messages[0].body == body
+
+
+@pytest.mark.parametrize("body", [b"a\nb\r\n", b"a\rb\r\n", b"a\0b\r\n", b"a\r\n.\n.\r\nb\r\n", b"no end"])
+async def test_a_damaged_body_is_never_sent_and_never_bounces(start, carrier, body):
+    peer = await start()
+    outcomes = await carrier.carry(peer, body=body)
+    assert verdicts(outcomes) == [DEFERRED]
+    assert str(outcomes[0].reply).startswith("451 4.3.0")
+    assert peer.messages == []
+    assert "DATA" not in peer.sessions[0].verbs()
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [("552 5.3.4 too big", FAILED), ("452 4.3.1 full", DEFERRED), ("421 4.3.2 bye", None), ("250 ok", None)],
+)
+async def test_what_is_said_in_the_middle_of_a_large_body(start, carrier, said, verdict):
+    """A refusal counts; a 2xx before the dot is no acceptance: nobody can have the message yet, so the next host may."""
+    first, second = await start({"BODY": said}), await start()
+    outcomes = await carrier.carry(site_of(first, second), body=(b"x" * 998 + b"\r\n") * 20_000)
+    assert verdicts(outcomes) == [verdict or DELIVERED]
+    assert first.messages == []
+    assert len(second.messages) == (verdict is None)
+    assert len(carrier.pool) == (verdict is None)
+
+
+async def test_addresses_go_out_as_they_came_in(start, carrier):
+    peer = await start()
+    sender = '"a>b \\" c"@sender.example'
+    names = ['"quoted at@ here"@peer.example', "=?utf-8?q?a=3e?=@peer.example", "o'brien+tag=x@Peer.EXAMPLE"]
+    await carrier.carry(peer, *names, sender=sender)
+    assert peer.messages[0].mail.startswith(f"MAIL FROM:<{sender}> SIZE=")
+    assert peer.recipients == [f"RCPT TO:<{name}>" for name in names]
+
+
+async def test_the_null_sender_is_sent_as_such(start, carrier):
+    peer = await start(capabilities=())
+    await carrier.carry(peer, sender="")
+    assert peer.messages[0].mail == "MAIL FROM:<>"
+
+
+async def test_parameters_are_said_where_they_are_offered(start, carrier):
+    peer = await start()
+    await carrier.carry(peer, eightbit=True, smtputf8=True)
+    assert peer.messages[0].mail == f"MAIL FROM:<a@sender.example> SIZE={len(BODY)} BODY=8BITMIME SMTPUTF8"
+    plain = await start(capabilities=())
+    await carrier.carry(plain, eightbit=True, smtputf8=True)
+    assert plain.messages[0].mail == "MAIL FROM:<a@sender.example>"
+
+
+async def test_a_message_larger_than_the_peers_size_fails_unsent(start, carrier):
+    peer = await start(capabilities=("SIZE 10",))
+    outcome = (await carrier.carry(peer))[0]
+    assert (outcome.verdict, outcome.scope) == (FAILED, Scope.MESSAGE)
+    assert str(outcome.reply).startswith("552 5.3.4")
+    assert peer.sessions[0].verbs() == ["EHLO"]
+
+
+@pytest.mark.parametrize("size", ["SIZE", "SIZE 0", "SIZE lots", "SIZE " + "9" * 5000, "SIZE 52"])
+async def test_a_size_that_allows_or_says_nothing_is_no_limit(start, carrier, size):
+    peer = await start(capabilities=(size,))
+    assert verdicts(await carrier.carry(peer)) == [DELIVERED]
+
+
+async def test_internationalized_addresses_fail_where_the_peer_cannot(start, carrier):
+    peer = await start(capabilities=("PIPELINING",))
+    outcomes = await carrier.carry(peer, "plain@peer.example", "jürgen@peer.example", smtputf8=True)
+    assert verdicts(outcomes) == [DELIVERED, FAILED]
+    assert str(outcomes[1].reply).startswith("550 5.6.7")
+    outcomes = await carrier.carry(peer, sender="jürgen@sender.example", smtputf8=True)
+    assert verdicts(outcomes) == [FAILED]
+
+
+async def test_internationalized_addresses_go_as_utf8_where_it_can(start, carrier):
+    peer = await start()
+    outcomes = await carrier.carry(peer, "jürgen@peer.example", sender="grüße@bücher.example", smtputf8=True)
+    assert verdicts(outcomes) == [DELIVERED]
+    assert "RCPT TO:<jürgen@peer.example>".encode() in peer.sessions[0].raw
+    assert peer.messages[0].mail.endswith(" SMTPUTF8")
+
+
+async def test_a_control_character_in_an_address_never_reaches_the_wire(start, carrier):
+    peer = await start()
+    evil = replace(envelope("b@peer.example"), recipients=("b@peer.example>\r\nRCPT TO:<c@peer.example",))
+    outcomes = await carrier.delivery.attempt(site_of(peer), Entry(evil, "peer.example", (0,)), BODY)
+    assert verdicts(outcomes) == [DEFERRED]
+    assert peer.messages == []
+    assert peer.sessions[0].verbs() == ["EHLO"]
