@@ -1,0 +1,163 @@
+"""The composition root of one process: makes the parts, wires them, opens them in order and closes them in reverse.
+
+The only module that knows every room. It decides nothing about mail. Started and stopped by `relayd serve` and the
+demonstration; answers what the admin port and the control socket ask (their `Backend`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from relayd import __version__, clock, log, metrics, tls
+from relayd.admin import server as admin
+from relayd.admin.server import Admin
+from relayd.auth.authenticator import Authenticator
+from relayd.config.schema import Settings
+from relayd.control.protocol import Status
+from relayd.control.server import Control
+from relayd.inbound.listener import Listeners
+from relayd.message.queue_id import MAX_SHARDS
+from relayd.outbound.dispatcher import Dispatcher
+from relayd.resolver.client import Resolver
+from relayd.scheduler.scheduler import Scheduler
+from relayd.spool import recovery
+from relayd.spool.memory import Memory
+from relayd.spool.queue import Queue
+from relayd.spool.records import Message
+from relayd.spool.shard import JournalStore
+
+DRAIN_SECONDS = 25.0
+"""What sessions and attempts in flight get to finish; systemd's and DESIGN's limit for the whole stop is 30 s."""
+
+_ADDED_AT_ONCE = 1000
+"""Recovered messages between two turns of the event loop: the admin port answers meanwhile."""
+
+
+class Service:
+    """One relay. `bind`, then `start`, then `stop`; `stop` is right after any of them, and after a failed one."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the parts; called in the event loop's thread, opens nothing."""
+        self._settings = settings
+        self._started_at = clock.monotonic()
+        self._state = "starting"
+        self._exit = contextlib.AsyncExitStack()
+        self._drains: asyncio.Future[tuple[None, None]] | None = None
+        spool = settings.spool.path
+        self.queue = Queue(
+            _stores(spool, settings.shards),
+            Memory(settings.limits.memory),
+            directory=spool,
+            disk_reserve=settings.limits.disk_reserve,
+            draining=range(settings.shards, MAX_SHARDS),
+        )
+        self.scheduler = Scheduler(settings.delivery.connections_per_site)
+        self.resolver = Resolver(settings.dns.nameservers, settings.hostname)
+        self.dispatcher = Dispatcher(
+            hostname=settings.hostname,
+            settings=settings.delivery,
+            routes=settings.routes,
+            queue=self.queue,
+            scheduler=self.scheduler,
+            resolver=self.resolver,
+            tls_context=tls.next_hop_context(),
+            random=random.Random(),
+        )
+        self.queue.added = self.dispatcher.add
+        self.authenticator = Authenticator(settings.auth.users_file, spool / "auth-failures")
+        self.listeners = Listeners(settings, _tls_context(settings), self.queue, self.authenticator)
+        self.control = Control(spool, self)
+        self.admin: Admin | None = None
+
+    def bind(self) -> None:
+        """Take what may need root: the spool directory and every port. OSError."""
+        self._settings.spool.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._settings.spool.path.chmod(0o700)
+        if bind := self._settings.admin.bind:
+            self.admin = Admin(admin.bind(bind.host, bind.port), bind.host, self)
+            self._exit.push_async_callback(self.admin.close)
+        self.listeners.bind()
+
+    async def start(self) -> None:
+        """Open the parts; returns when mail is taken. StoreError, OSError."""
+        if self.admin:
+            self.admin.start()
+        self._exit.callback(self.authenticator.close)
+        self._exit.push_async_callback(self.resolver.close)
+        self._exit.push_async_callback(self.queue.close)
+        recovered = await self.queue.open()
+        await self.control.start()
+        self._exit.push_async_callback(self.control.close)
+        self._exit.callback(metrics.watch_queue(self.scheduler.counts, self._oldest))
+        for number, message in enumerate(recovered):
+            self.dispatcher.add(message)
+            if number % _ADDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self.dispatcher.start()
+        bound = await self.listeners.open()
+        self._state = ""
+        listeners = [f"{kind} {host}:{port}" for kind, host, port in bound]
+        log.started(version=__version__, pid=os.getpid(), listeners=listeners)
+
+    async def stop(self, reason: str) -> None:
+        """Stop taking mail, finish what is in flight within DRAIN_SECONDS, close everything."""
+        log.stopping(reason)
+        self._state = "stopping"
+        self._drains = asyncio.gather(self.listeners.drain(DRAIN_SECONDS), self.dispatcher.drain(DRAIN_SECONDS))
+        try:
+            await self._drains
+        except asyncio.CancelledError:
+            await self.dispatcher.drain(0)
+        await self._exit.aclose()
+        log.stopped()
+
+    def cut(self) -> None:
+        """Stop now: what `stop` still waits for is cut. Nothing accepted is lost by that."""
+        if self._drains:
+            self._drains.cancel()
+
+    # --- what admin and control ask -----------------------------------------------------------------------------------
+
+    def unready(self) -> str:
+        """Why mail is not taken now; empty when it is."""
+        return self._state or ("" if self.queue.healthy else "spool failed")
+
+    def messages(self) -> Iterable[Message]:
+        """Live messages, oldest first."""
+        return self.queue.messages()
+
+    def message(self, queue_id: str) -> Message | None:
+        """One live message."""
+        return self.queue.get(queue_id)
+
+    def status(self) -> Status:
+        """How the service is."""
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            hostname=self._settings.hostname,
+            unready=self.unready(),
+            uptime=round(clock.monotonic() - self._started_at, 3),
+            queue=self.scheduler.counts(),
+            oldest=round(self._oldest(), 3),
+        )
+
+    def _oldest(self) -> float:
+        """Age of the oldest message in seconds, 0 when there is none."""
+        accepted_at = self.queue.oldest()
+        return 0.0 if accepted_at is None else max(clock.wall() - accepted_at, 0.0)
+
+
+def _tls_context(settings: Settings) -> tls.Context | None:
+    return tls.listener_context(settings.tls.certificate, settings.tls.private_key) if settings.tls else None
+
+
+def _stores(spool: Path, shards: int) -> list[JournalStore]:
+    """The configured shards, and those of a former, larger number: these only drain."""
+    present = {number for number, _ in recovery.shards(spool)}
+    return [JournalStore(spool / f"shard-{number:02d}", number) for number in sorted(present | set(range(shards)))]
