@@ -13,7 +13,11 @@ from tests.integration.outbound.rig import Carrier, Relay
 
 
 def pytest_asyncio_loop_factories(config, item):
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    """uvloop, as served; what depends on the transports runs on asyncio's own loop too."""
+    loops = {"uvloop": uvloop.new_event_loop}
+    if item.path.name in {"test_tls.py", "test_pool.py", "test_transactions.py"}:
+        loops["asyncio"] = asyncio.new_event_loop
+    return loops
 
 
 @pytest.fixture

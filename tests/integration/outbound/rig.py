@@ -27,10 +27,16 @@ from relayd.spool.shard import JournalStore
 from tests.fakes.smtp_peer import SmtpPeer
 
 BODY = b"Subject: test\r\n\r\nhello\r\n"
-QUICK = Timeouts(connect=2, banner=2, ehlo=2, starttls=2, mail=2, rcpt=2, data=2, block=2, dot=2, rset=2, quit=0.2)
-IMPATIENT = Timeouts(*[0.5] * 11)
+QUICK = Timeouts(*[10.0] * 10, quit=0.2)
+"""Long enough for a busy machine: no test waits for one of these to pass."""
+
+IMPATIENT = Timeouts(connect=10, banner=1, ehlo=1, starttls=1, mail=1, rcpt=1, data=1, block=1, dot=1, rset=1, quit=0.2)
+"""For peers that stay silent."""
+
 NOBODY = "127.0.0.1:9"
 """A name server that does not answer."""
+
+CONTEXT = tls.next_hop_context()
 
 
 def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len(BODY), **fields) -> Envelope:
@@ -54,7 +60,7 @@ class Carrier:
     """Delivery, its pool and its connector."""
 
     def __init__(self, timeouts: Timeouts = QUICK, nameserver: str = NOBODY, networks: Sequence[str] = ()) -> None:
-        self.connector = Connector("relay.example", tls.next_hop_context(), timeouts)
+        self.connector = Connector("relay.example", CONTEXT, timeouts)
         self.pool = Pool()
         self.resolver = Resolver([nameserver], "relay.example")
         permitted = Permitted(schema.Delivery(private_next_hops=tuple(networks)).private_next_hops)
@@ -101,7 +107,7 @@ class Relay:
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,
-            tls_context=tls.next_hop_context(),
+            tls_context=CONTEXT,
             random=random.Random(1),
             timeouts=timeouts,
         )
