@@ -1,19 +1,19 @@
-"""Queue ids: the shard in two characters, then 80 random bits in sixteen; `[A-Za-z0-9]` only.
+"""Queue ids: the shard in three hexadecimal digits, then 80 random bits in twenty.
 
 Unpredictable, so an id seen in a bounce or a log leads to no other. Checked before it meets a path or a socket.
 """
 
-import base64
 import re
 
-_FORM = re.compile(r"[0-9A-V]{2}[A-Z2-7]{16}", re.ASCII)
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUV"
-MAX_SHARDS = len(_DIGITS) ** 2
+MAX_SHARDS = 1024
+"""Shards an installation may have; the form leaves room for 4096."""
+
+_FORM = re.compile(r"[0-9a-f]{23}", re.ASCII)
 
 
 def compose(shard: int, entropy: bytes) -> str:
-    """The id of a message in `shard` (0 to 1023) from ten random octets."""
-    return _DIGITS[shard >> 5] + _DIGITS[shard & 31] + base64.b32encode(entropy).decode("ascii")
+    """The id of a message in `shard` from ten random octets."""
+    return f"{shard:03x}{entropy.hex()}"
 
 
 def is_valid(text: str) -> bool:
@@ -22,5 +22,5 @@ def is_valid(text: str) -> bool:
 
 
 def shard_of(queue_id: str) -> int:
-    """The shard that owns the message."""
-    return (_DIGITS.index(queue_id[0]) << 5) | _DIGITS.index(queue_id[1])
+    """The shard that owns the message; ValueError for what is no id."""
+    return int(queue_id[:3], 16)

@@ -7,7 +7,6 @@ awaiting; knows when something is tried, not how (`delivery`) nor what a reply m
 from __future__ import annotations
 
 import asyncio
-import math
 import ssl
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -33,6 +32,9 @@ from relayd.spool.records import Message, Result, State
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
+
+ROUTE_SECONDS = 3600.0
+"""How long a domain stays bound to a configured route: a bound on memory, not on truth."""
 
 UNHEALTHY_PAUSE = 1.0
 """Seconds until the queue's health is looked at again."""
@@ -84,11 +86,18 @@ class Dispatcher:
 
     def add(self, message: Message) -> None:
         """Take a message that is durable, new or recovered: its unfinished recipients wait for their time."""
+        try:
+            self._add(message)
+        except Exception:  # noqa: BLE001  # a poison message stays in the spool, and keeps nobody else from starting
+            log.bug("dispatching", id=message.envelope.id)
+            metrics.bugs.inc()
+        self._pump()
+
+    def _add(self, message: Message) -> None:
         now = clock.monotonic()
         for (domain, attempts, due), recipients in _groups(message).items():
             entry = Entry(message.envelope, domain, tuple(recipients), attempts, _monotonic(due, now))
             self._scheduler.add(entry, now)
-        self._pump()
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -133,7 +142,7 @@ class Dispatcher:
     def _route(self, now: float) -> None:
         for domain in self._scheduler.unrouted(now):
             if (site := self._router.known(domain)) is not None:
-                self._scheduler.bind(domain, site, math.inf)
+                self._scheduler.bind(domain, site, now + ROUTE_SECONDS)
             else:
                 self._unresolved.append(domain)
         while self._unresolved and len(self._resolving) < MAX_RESOLVING:
@@ -162,8 +171,10 @@ class Dispatcher:
             finally:
                 self._scheduler.release(site)
             self._settle(entry, outcomes)
-            if not (self._running and self._queue.healthy and (work := self._scheduler.take(site))):
-                # Where it ends because the queue is not healthy, the pump looks again.
+            if not self._queue.healthy:
+                self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
+                return
+            if not (self._running and (work := self._scheduler.take(site))):
                 return
             entry = work[1]
 

@@ -35,7 +35,9 @@ class PipeliningProtocol(SMTPProtocol):
         # RFC 5321 §3.1: the peer speaks first.
         self._awaited = 1
         self._wakened: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
+        self._silence = 0.0
+        self._deadline = 0.0
         self._quitting = False
 
     async def exchange(self, commands: bytes, replies: int, silence: float) -> list[Reply]:
@@ -113,6 +115,9 @@ class PipeliningProtocol(SMTPProtocol):
             self.fail("answered what was not asked")
         elif left == 0:
             self._wake()
+        else:
+            # Each reply gives the next one its full time.
+            self._deadline = self._loop.time() + self._silence
 
     def eof_received(self) -> bool:
         """The peer closed: so do we."""
@@ -123,6 +128,7 @@ class PipeliningProtocol(SMTPProtocol):
         """Whatever was awaited does not come."""
         super().connection_lost(exc)
         self.failure = self.failure or (f"connection lost ({exc})" if exc else "connection lost")
+        self._stop_timer()
         self._wake()
 
     async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # as in the base
@@ -136,7 +142,7 @@ class PipeliningProtocol(SMTPProtocol):
 
     async def _patiently(self, awaited: Awaitable[None], silence: float) -> None:
         """Await with a watch on the peer's silence; cancelled, the connection is over."""
-        self._arm(silence, 0)
+        self._watch(silence)
         try:
             await awaited
         except ConnectionError as error:
@@ -145,17 +151,31 @@ class PipeliningProtocol(SMTPProtocol):
             self.fail("cut off")
             raise
         finally:
-            self._timer.cancel()
+            self._silence = 0.0
 
-    def _arm(self, silence: float, seen: int) -> None:
-        self._timer = self._loop.call_later(silence, self._silent, silence, seen)
+    def _watch(self, silence: float) -> None:
+        """The peer has so many seconds from now. The timer stays between waits: most end long before it fires."""
+        self._silence = silence
+        self._deadline = self._loop.time() + silence
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._stop_timer()
+            self._timer = self._loop.call_at(self._deadline, self._look)
 
-    def _silent(self, silence: float, seen: int) -> None:
-        """The watch fired: replies that came meanwhile give the next one its full time, else it is over."""
-        if len(self._replies) > seen:
-            self._arm(silence, len(self._replies))
+    def _look(self) -> None:
+        """The timer fired: perhaps for a wait that is over, perhaps the deadline has moved."""
+        self._timer = None
+        if not self._silence:
+            return
+        # uvloop counts in milliseconds and may be one early.
+        if self._loop.time() < self._deadline - 0.002:
+            self._timer = self._loop.call_at(self._deadline, self._look)
         else:
-            self.fail(f"no answer within {silence:g} s")
+            self.fail(f"no answer within {self._silence:g} s")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake(self) -> None:
         if self._wakened is not None and not self._wakened.done():

@@ -16,7 +16,7 @@ from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.smtp.address import Address
 from relayd.smtp.reply import Reply
 
-ENVELOPE = Envelope("00AAAAAAAAAAAAAAAA", Address("a@b"), (Address("c@d"),), "user:a", 1.0, 10, client="192.0.2.1")
+ENVELOPE = Envelope("000" + "a" * 20, Address("a@b"), (Address("c@d"),), "user:a", 1.0, 10, client="192.0.2.1")
 OUTCOME = Outcome(Verdict.FAILED, Scope.RECIPIENT, Reply(550, "5.1.1", "no such user"), "mx[192.0.2.1]:25")
 
 

@@ -20,13 +20,13 @@ def test_the_shard_is_in_the_id(shard: int) -> None:
     "text",
     [
         "",
-        "00",
+        "000",
         "../../etc/passwd",
-        "00" + "A" * 15,
-        "00" + "A" * 17,
-        "00" + "a" * 16,
-        "00" + "A" * 16 + "\n",
-        "٠٠" + "A" * 16,
+        "000" + "a" * 19,
+        "000" + "a" * 21,
+        "000" + "A" * 20,
+        "000" + "a" * 20 + "\n",
+        "٠٠٠" + "a" * 20,
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

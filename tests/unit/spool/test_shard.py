@@ -174,6 +174,7 @@ async def test_traffic_of_every_kind_is_found_again_after_many_restarts(director
                     model[note.envelope.id] = note
                 commits.append(store.commit([settled(number, notification=note)]))
             await asyncio.gather(*commits)
+        await store._quiet.wait()  # finished segments are unlinked behind the commits
         assert store._ledger.octets - octets(directory) in range(-200, 200)
         await store.close()
 
