@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 
@@ -43,6 +44,8 @@ async def _run(settings: Settings) -> None:
         await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            # What was made to start stays: the collector need not look at it again, on every pass, for years.
+            gc.freeze()
             process.notify("READY=1")
             await signalled
         process.notify("STOPPING=1")

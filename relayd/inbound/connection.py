@@ -70,7 +70,6 @@ class Connection(Wire):
         if (line := self.take()) is not None:
             return line
         await self._flush()
-        self.deadline = self.loop.time() + self.terms.timing.idle
         while (line := self.take()) is None and not self._over():
             if self._draining and not self.in_transaction():
                 self.end(reply.CLOSING)

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from relayd import log, metrics
 from relayd.auth.authenticator import Verdict
 from relayd.auth.mechanisms import MECHANISMS, Credentials, Exchange, MechanismError, decoded, decoded_initial, encoded
-from relayd.config.schema import ListenerKind
 from relayd.inbound.connection import Connection
 from relayd.inbound.terms import Terms
 from relayd.inbound.wire import MAX_LINE
@@ -165,7 +164,7 @@ class Dialog(Connection):
 
     def _no_authentication(self, mechanism: bytes) -> Reply | None:
         """Why there is no AUTH now; RFC 4954 §4 for each."""
-        if self.terms.kind is ListenerKind.RELAY:
+        if not self.terms.submission:
             return reply.NOT_IMPLEMENTED
         if not self.session.extended_smtp:
             return reply.HELLO_FIRST

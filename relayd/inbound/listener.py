@@ -108,7 +108,7 @@ class Listeners:
 
     def _welcome(self, terms: Terms, sock: socket.socket, peer: object) -> None:
         client = client_address(peer)
-        encrypted = terms.kind is ListenerKind.SUBMISSIONS
+        encrypted = terms.implicit_tls
         refusal = self._admission.admit(client)
         if refusal:
             _turn_away(sock, None if encrypted else refusal)
@@ -158,7 +158,8 @@ class Listeners:
 
     def _terms(self, listener: Listener) -> Terms:
         return Terms(
-            kind=listener.kind,
+            submission=listener.kind is not ListenerKind.RELAY,
+            implicit_tls=listener.kind is ListenerKind.SUBMISSIONS,
             normalize_lf=listener.bare_lf == "normalize",
             hostname=self._settings.hostname,
             limits=self._settings.limits,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from relayd.auth.authenticator import Authenticator
-from relayd.config.schema import Limits, ListenerKind
+from relayd.config.schema import Limits
 from relayd.inbound.policy import Policy
 from relayd.spool.queue import Queue
 from relayd.tls import Context
@@ -33,7 +33,9 @@ class Timing(msgspec.Struct, frozen=True):
 class Terms(msgspec.Struct, frozen=True, eq=False):
     """What all sessions of one listener share."""
 
-    kind: ListenerKind
+    submission: bool
+    """Whether clients authenticate here, and have their messages completed."""
+    implicit_tls: bool
     normalize_lf: bool
     hostname: str
     limits: Limits
@@ -42,11 +44,6 @@ class Terms(msgspec.Struct, frozen=True, eq=False):
     policy: Policy
     queue: Queue
     authenticator: Authenticator
-
-    @property
-    def submission(self) -> bool:
-        """Whether clients authenticate here, and have their messages completed."""
-        return self.kind is not ListenerKind.RELAY
 
     def hello(self, *, secure: bool) -> str:
         """The text of the reply to EHLO (RFC 5321 §4.1.1.1), a line for each extension."""

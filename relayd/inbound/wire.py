@@ -137,15 +137,21 @@ class Wire(aiosmtpd.smtp.SMTP):
 
         O(1) for an octet, however the octets arrive.
         """
+        if not self._input and not self._reading_paused:
+            return None
         end = self._input.find(b"\n", self._searched)
         if end < 0:
             del self._input[MAX_LINE + 1 :]
             self._searched = len(self._input)
             self.resume_reading()
             return None
+        self._searched = 0
+        if end + 1 == len(self._input):
+            line = bytes(self._input)
+            self._input.clear()
+            return line
         line = bytes(self._input[: end + 1])
         del self._input[: end + 1]
-        self._searched = 0
         return line
 
     def unread(self) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 from relayd.smtp.address import Address
 
 
-class Envelope(msgspec.Struct, frozen=True, array_like=True):
+class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One accepted message without its body.
 
     id: queue id. sender: reverse path, "" for the null sender. recipients: forward paths, distinct, in order.

@@ -15,7 +15,7 @@ _FIELDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+\n|[ \t][^\n]*+\n)*+")
 _FIELD_START = re.compile(rb"[!-9;-~]++[ \t]*+:|[ \t]")
 
 
-class Header(msgspec.Struct, frozen=True):
+class Header(msgspec.Struct, frozen=True, gc=False):
     """Where a header ends and what it holds. end: offset of the empty line, or of the first line that is no field.
 
     lowered: CRLF and the header in lower case, so that every field name stands behind a CRLF.

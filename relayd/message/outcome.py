@@ -29,7 +29,7 @@ class Scope(enum.Enum):
     SITE = "site"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The end of one attempt for one recipient.
 
     reply: the peer's, or one composed here (RFC 3463 code) where no peer answered. host: "name[address]:port" of the

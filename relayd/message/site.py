@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Host(msgspec.Struct, frozen=True, array_like=True):
+class Host(msgspec.Struct, frozen=True, array_like=True, gc=False, cache_hash=True):
     """A name (or address) and a port to connect to."""
 
     name: str
@@ -13,7 +13,7 @@ class Host(msgspec.Struct, frozen=True, array_like=True):
         return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
 
 
-class Site(msgspec.Struct, frozen=True, array_like=True):
+class Site(msgspec.Struct, frozen=True, array_like=True, gc=False, cache_hash=True):
     """Hosts grouped by preference, best first; within a group sorted, so that equal sets are equal keys.
 
     trusted: the hosts were configured (a route), so private addresses are allowed.

@@ -53,7 +53,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     quit: float = 2
 
 
-class Transaction(msgspec.Struct):
+class Transaction(msgspec.Struct, gc=False):
     """A message on its way to some recipients of one domain, and what was answered so far.
 
     mail, rcpt: the commands without CRLF. content: the body, stuffed. Replies are None (or missing at the end of

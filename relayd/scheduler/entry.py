@@ -9,7 +9,7 @@ import msgspec
 from relayd.message.envelope import Envelope
 
 
-class Entry(msgspec.Struct, eq=False):
+class Entry(msgspec.Struct, eq=False, gc=False):
     """Recipients of `message` in one domain, with their common fate so far.
 
     domain: the route key. recipients: indices into message.recipients. attempts: made so far. due: monotonic seconds

@@ -27,7 +27,7 @@ _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True):
+class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False, cache_hash=True):
     """One reply: `code` is 200 to 599, `text` is printable and may hold newlines between its lines.
 
     `enhanced` is the RFC 3463 code ("5.7.1") or empty where RFC 2034 §4 wants none (greeting, EHLO, 3xx).

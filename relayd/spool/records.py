@@ -30,7 +30,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 """Bounds are checked where a record is read back: no NaN and no infinity comes out of a damaged file."""
 
 
-class Result(msgspec.Struct, frozen=True, array_like=True):
+class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One recipient after an attempt: `recipient` indexes Envelope.recipients; `due` is wall seconds when DEFERRED."""
 
     recipient: Count
@@ -42,7 +42,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     host: str = ""
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """A message taken: written before its 250. `results` is not empty where a survivor is carried forward."""
 
     envelope: Envelope
@@ -50,7 +50,7 @@ class Accepted(msgspec.Struct, frozen=True):
     results: tuple[Result, ...] = ()
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Settled(msgspec.Struct, frozen=True, gc=False):
     """Outcomes of one attempt, with the notification they cause: one record, so that neither exists alone."""
 
     message: str
@@ -61,7 +61,7 @@ class Settled(msgspec.Struct, frozen=True):
 Record = Accepted | Settled
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """A live message: what was accepted and the latest result of each recipient (None before its first attempt)."""
 
     envelope: Envelope
