@@ -32,7 +32,7 @@ from relayd.spool.records import Message
 from relayd.spool.shard import JournalStore
 
 DRAIN_SECONDS = 25.0
-"""What sessions and attempts in flight get to finish; systemd's and DESIGN's limit for the whole stop is 30 s."""
+"""What sessions and attempts in flight get to finish; the whole stop may take 30 s, and systemd is told 35."""
 
 _ADDED_AT_ONCE = 1000
 """Recovered messages between two turns of the event loop: the admin port answers meanwhile."""

@@ -44,7 +44,7 @@ def init(
 
 
 def _settings(hostname: str | None) -> Settings:
-    """As DESIGN's example: ports above 1024 on loopback, so that it runs without root and takes nobody's mail."""
+    """Ports above 1024 on loopback, so that it runs without root and takes nobody's mail."""
     return _valid(hostname) if hostname else _valid(socket.gethostname(), fallback="localhost")
 
 

@@ -1,4 +1,4 @@
-"""The table of DESIGN, written a second time as its cells: what the code says must be this."""
+"""The table of replies, written a second time as its cells: what the code says must be this."""
 
 import pytest
 
