@@ -76,15 +76,12 @@ def _event_rows() -> Iterator[str]:
 
 
 def _event_row(function: ast.FunctionDef, call: ast.Call) -> str:
-    """A row for a call of `_log.LEVEL(EVENT, …)`; the event's name may be a variable that the docstring explains."""
-    written = ast.unparse(call.func)
-    if not written.startswith("_log."):
+    """A row for a call of `_emit(LEVEL, EVENT, …)`; the event's name may be a variable that the docstring explains."""
+    if ast.unparse(call.func) != "_emit":
         return ""
-    level, arguments = written.removeprefix("_log."), list(call.args)
-    if level == "log":
-        level = "by cause"
-        del arguments[0]
-    name = ", ".join(sorted(_names(arguments[0])))
+    cause, event = call.args
+    level = cause.attr.lower() if isinstance(cause, ast.Attribute) else "by cause"
+    name = ", ".join(sorted(_names(event)))
     fields = ", ".join(f"`{keyword.arg}`" if keyword.arg else "…" for keyword in call.keywords)
     text = " ".join((ast.get_docstring(function) or "").split())
     return f"| {name} | {level} | {fields} | {text} |\n"
