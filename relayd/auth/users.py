@@ -41,6 +41,7 @@ class UsersFile:
         self._path = path
         self._users: dict[str, str] = {}
         self._stamp: tuple[int, int, int] | None = None
+        self._trouble = ""
         self.generation = 0
         """Grows whenever the content in force changes: what was derived from it is then stale."""
         self.refresh()
@@ -59,12 +60,20 @@ class UsersFile:
         try:
             users = _read(self._path, known=bool(self._users))
         except (OSError, UsersError) as error:
-            reason = str(error)
-            log.alert("users file not loaded, the former content stays in force", file=str(self._path), reason=reason)
+            if isinstance(error, OSError):
+                self._stamp = None  # trouble of ours, not of the file: the next lookup tries again
+            self._alert(str(error))
             return
+        self._trouble = ""
         if users != self._users:
             self._users = users
             self.generation += 1
+
+    def _alert(self, reason: str) -> None:
+        """Once for each trouble, however often it is met."""
+        if reason != self._trouble:
+            self._trouble = reason
+            log.alert("users file not loaded, the former content stays in force", file=str(self._path), reason=reason)
 
 
 def load(path: Path) -> dict[str, str]:

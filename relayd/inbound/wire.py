@@ -176,7 +176,8 @@ class Wire(aiosmtpd.smtp.SMTP):
 
     def cut(self) -> None:
         """End without words."""
-        self.transport.abort()
+        if self.transport is not None:  # in the handshake of implicit TLS there is none yet
+            self.transport.abort()
         self.ending = self.lost = True
         self.wake()
 

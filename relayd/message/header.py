@@ -60,4 +60,5 @@ def _end(body: bytes, limit: int) -> int:
 
 def starts_with_field(body: bytes) -> bool:
     """Whether the message has a header at all, be it an empty one."""
-    return body.startswith(b"\r\n") or _FIELD_START.match(body) is not None
+    # White space in front continues a field, and there is none to continue.
+    return body.startswith(b"\r\n") or (body[:1] not in (b" ", b"\t") and _FIELD_START.match(body) is not None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from relayd.message import dsn
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.outbound.classify import Stage, Step, goes_on, ruling
@@ -42,7 +43,7 @@ class Attempt:
         if limit.isdecimal() and 0 < int(limit[:18]) < self._envelope.size:
             self._give(self.left, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.TOO_LARGE_THERE, connection.label))
         if self._envelope.smtputf8 and "smtputf8" not in connection.extensions:
-            # RFC 6531 §3.5.
+            # RFC 6531 §3.5: addresses and the header count; a body that is merely 8-bit goes as it is.
             needing = [recipient for recipient in self.left if self._needs_smtputf8(recipient)]
             self._give(needing, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_SMTPUTF8_THERE, connection.label))
 
@@ -130,7 +131,8 @@ class Attempt:
 
     def _needs_smtputf8(self, recipient: int) -> bool:
         envelope = self._envelope
-        return not (address.is_ascii(envelope.sender) and address.is_ascii(envelope.recipients[recipient]))
+        ascii_only = address.is_ascii(envelope.sender) and address.is_ascii(envelope.recipients[recipient])
+        return not (ascii_only and dsn.header_of(self._body).isascii())
 
     def _stuffed(self) -> bytes:
         """The body as it goes out, made once. What was accepted is clean; if it is not, sending it could smuggle."""

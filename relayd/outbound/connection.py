@@ -22,7 +22,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from relayd import metrics
 from relayd.message.outcome import Outcome
 from relayd.message.site import Host
-from relayd.outbound.classify import Stage, goes_on, ruling
+from relayd.outbound.classify import Stage, Step, goes_on, ruling
 from relayd.outbound.protocol import BLOCK, PipeliningProtocol
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -73,6 +73,11 @@ class Transaction(msgspec.Struct, gc=False):
     def wanted(self) -> bool:
         """Whether the peer took the sender and a recipient."""
         return goes_on(Stage.MAIL, self.sender) and any(goes_on(Stage.RCPT, answer) for answer in self.recipients)
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer to a recipient ended the session (421, or what is no answer to RCPT)."""
+        return any(_ends(Stage.RCPT, answer) for answer in self.recipients)
 
 
 class Connection:
@@ -148,7 +153,10 @@ class Connection:
             await self._envelope_at_once(transaction)
         else:
             await self._envelope_in_turn(transaction)
-        if goes_on(Stage.DATA, transaction.data):
+        if transaction.over:
+            # Even if the peer talks on: those it took go to the next host too, and must not have the message twice.
+            self.abort("ended the session at RCPT")
+        elif goes_on(Stage.DATA, transaction.data):
             await self._content(transaction)
         if transaction.dot is None and self.usable:
             await self._reset()
@@ -183,6 +191,8 @@ class Connection:
             if answer is None:
                 return
             transaction.recipients.append(answer)
+            if _ends(Stage.RCPT, answer):
+                return
         if transaction.wanted:
             transaction.data = await self._ask(b"DATA", self._timeouts.data)
 
@@ -270,7 +280,7 @@ class Connector:
                     lambda: PipeliningProtocol(loop, self._gone), address, host.port
                 )
         except OSError as error:
-            if error.errno in LOCAL_TROUBLE:
+            if error.errno in LOCAL_TROUBLE and not _lacks_ipv6(error, address):
                 raise
             return _unreachable(host, address, os.strerror(error.errno) if error.errno else "no connection in time")
         if not protocol.failure:
@@ -296,8 +306,17 @@ def _unreachable(host: Host, address: str, why: str) -> Outcome:
     return Outcome(verdict.verdict, verdict.scope, answer)
 
 
+def _lacks_ipv6(error: OSError, address: str) -> bool:
+    """Where IPv6 is switched off, no IPv6 address is reachable from here, but the host's next one may be."""
+    return error.errno == errno.EADDRNOTAVAIL and ":" in address
+
+
 def _label(host: Host, address: str) -> str:
     return f"{host.name}[{address}]:{host.port}"
+
+
+def _ends(stage: Stage, answer: Reply) -> bool:
+    return not goes_on(stage, answer) and ruling(stage, answer).step is Step.NEXT_HOST
 
 
 def _line(command: bytes) -> bytes:

@@ -108,6 +108,8 @@ class PipeliningProtocol(SMTPProtocol):
         try:
             self._replies += self._parser.feed(data)
         except ProtocolError as error:
+            # What follows an answer does not take it back: that a message was accepted, least of all.
+            self._replies += error.before
             self.fail(str(error))
             return
         left = self._awaited - len(self._replies)

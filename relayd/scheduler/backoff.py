@@ -3,13 +3,16 @@
 Pure: the dice are an argument. The dispatcher asks after each attempt that left recipients deferred.
 """
 
+JITTER = 0.08
+"""The configured waits are promised to ±10 %; timers and a busy loop need the rest."""
+
 
 class Backoff:
     """The waits between attempts. Jitter keeps what failed together (an outage) from coming back together."""
 
     __slots__ = ("_jitter", "_schedule")
 
-    def __init__(self, schedule: tuple[float, ...], jitter: float = 0.1) -> None:
+    def __init__(self, schedule: tuple[float, ...], jitter: float = JITTER) -> None:
         """`schedule`: seconds, at least one. `jitter`: the part by which a wait may be shorter or longer, 0 to 1."""
         if not schedule:
             raise ValueError("empty retry schedule")

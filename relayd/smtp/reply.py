@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -51,7 +52,9 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False, cache_hash=T
 
 
 class ProtocolError(Exception):
-    """The peer sent something that is not an SMTP reply."""
+    """The peer sent something that is not an SMTP reply. before: the replies that the same bytes completed first."""
+
+    before: Sequence[Reply] = ()
 
 
 class ReplyParser:
@@ -73,8 +76,16 @@ class ReplyParser:
 
     def feed(self, data: bytes) -> list[Reply]:
         """Take bytes, return the replies they complete; raise ProtocolError on anything else."""
+        replies: list[Reply] = []
+        try:
+            self._read(data, replies)
+        except ProtocolError as error:
+            error.before = replies
+            raise
+        return replies
+
+    def _read(self, data: bytes, replies: list[Reply]) -> None:
         self._buffer += data
-        replies = []
         start = 0
         while (end := self._buffer.find(b"\n", start)) >= 0:
             if (reply := self._line(bytes(self._buffer[start:end]).removesuffix(b"\r"))) is not None:
@@ -83,7 +94,6 @@ class ReplyParser:
         del self._buffer[:start]
         if len(self._buffer) > MAX_LINE:
             raise ProtocolError("reply line too long")
-        return replies
 
     def _line(self, line: bytes) -> Reply | None:
         if not self._lines and len(line) <= _COMMON and (common := _single(line)) is not None:

@@ -86,6 +86,20 @@ async def test_drain_cuts_what_does_not_end(inbound):
     assert inbound.memory.used == 0
 
 
+@pytest.mark.parametrize("kind", ["submission", "submissions"])
+async def test_drain_cuts_handshakes_that_do_not_end(inbound, kind, eventually):
+    reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
+    if kind == "submission":
+        for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
+            await reader.readline()
+            writer.write(said)
+    writer.write(b"\x16\x03\x01")
+    await eventually(lambda: inbound.listeners._sessions)
+    await inbound.listeners.drain(0.1)
+    assert not inbound.listeners._sessions
+    writer.close()
+
+
 async def test_drain_lets_a_commit_complete(inbound, eventually):
     inbound.store.held = True
     client = await inbound.connect()

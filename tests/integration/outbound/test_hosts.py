@@ -1,5 +1,7 @@
 """Which hosts are asked, in which order, and which never."""
 
+import asyncio
+import errno
 import os
 import resource
 import socket
@@ -170,6 +172,33 @@ async def test_without_descriptors_mail_is_deferred_and_nobody_blamed(start, car
     assert second.sessions == []
     # What is open still works.
     assert (await carrier.carry(first))[0].verdict is DELIVERED
+
+
+class WithoutIPv6:
+    """The running loop on a machine where net.ipv6.conf.all.disable_ipv6 is set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def __getattr__(self, name):
+        return getattr(self._loop, name)
+
+    async def create_connection(self, factory, host, port):
+        if ":" in host:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return await self._loop.create_connection(factory, host, port)
+
+
+async def test_without_ipv6_a_hosts_ipv4_address_is_used(start, dns, monkeypatch):
+    carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8", "::1/128"])
+    peer = await start()
+    dns.add("dual.example", "AAAA", "::1")
+    dns.add("dual.example", "A", "127.0.0.1")
+    loop = WithoutIPv6()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    outcome = (await carrier.carry(site_of(("dual.example", peer.port), trusted=False)))[0]
+    assert outcome.verdict is DELIVERED
+    await carrier.close()
 
 
 async def test_a_bug_defers_its_message_and_nothing_else(start, carrier):

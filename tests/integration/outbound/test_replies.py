@@ -98,6 +98,13 @@ async def test_lost_after_the_dot_is_uncertain_and_meets_no_other_host(start, an
     await carrier.close()
 
 
+@pytest.mark.parametrize("rest", [b"garbage\r\n", b"250-and\r\n550 more\r\n", b"421 bye\r\n", b"250"])
+async def test_what_stands_behind_the_answer_to_the_dot_does_not_take_it_back(start, carrier, rest):
+    peer = await start({"DOT": b"250 2.0.0 queued\r\n" + rest})
+    outcome = (await carrier.carry(peer))[0]
+    assert (outcome.verdict, outcome.uncertain, len(carrier.pool)) == (Verdict.DELIVERED, False, 0)
+
+
 @pytest.mark.parametrize("code", [250, 251, 252, 259])
 async def test_250_to_259_after_the_dot_delivers(start, carrier, code):
     peer = await start({"DOT": f"{code} 2.0.0 taken"})

@@ -100,6 +100,18 @@ async def test_only_those_without_an_answer_go_on_to_the_next_host(start, carrie
     assert second.recipients == ["RCPT TO:<a@peer.example>", "RCPT TO:<d@peer.example>", "RCPT TO:<e@peer.example>"]
 
 
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+@pytest.mark.parametrize("answer", [b"421 4.7.0 too many recipients\r\n", b"354 what?\r\n"])
+async def test_a_session_that_ends_at_rcpt_is_given_no_content(start, carrier, capabilities, answer):
+    """Even if the peer talks on: whoever goes on to the next host must not have the message from this one too."""
+    first = await start({"RCPT": ["250 ok", answer]}, capabilities=capabilities)
+    second = await start()
+    outcomes = await carrier.carry(site_of(first, second), "a@peer.example", "b@peer.example")
+    assert verdicts(outcomes) == [DELIVERED, DELIVERED]
+    assert first.messages == []
+    assert second.recipients == ["RCPT TO:<a@peer.example>", "RCPT TO:<b@peer.example>"]
+
+
 async def test_a_lost_answer_concerns_its_transaction_only(start, carrier):
     first = await start({"DOT": ["250 ok", DROP]})
     second = await start()
@@ -206,6 +218,15 @@ async def test_internationalized_addresses_fail_where_the_peer_cannot(start, car
     assert str(outcomes[1].reply).startswith("550 5.6.7")
     outcomes = await carrier.carry(peer, sender="jürgen@sender.example", smtputf8=True)
     assert verdicts(outcomes) == [FAILED]
+
+
+async def test_an_internationalized_header_fails_where_the_peer_cannot(start, carrier):
+    peer = await start(capabilities=("PIPELINING",))
+    utf8_header, utf8_body = "Subject: grüße\r\n\r\nx\r\n".encode(), "Subject: x\r\n\r\ngrüße\r\n".encode()
+    assert verdicts(await carrier.carry(peer, body=utf8_header, smtputf8=True)) == [FAILED]
+    assert verdicts(await carrier.carry(peer, body=utf8_body, smtputf8=True)) == [DELIVERED]
+    # Without SMTPUTF8 nobody promised anything: the octets go as they came.
+    assert verdicts(await carrier.carry(peer, body=utf8_header)) == [DELIVERED]
 
 
 async def test_internationalized_addresses_go_as_utf8_where_it_can(start, carrier):

@@ -28,6 +28,8 @@ def test_date_and_message_id():
 def test_text_without_header_gets_one():
     assert done(b"Hello world\r\n").endswith(b"Message-ID: <00AAAA@relay.test>\r\n\r\nHello world\r\n")
     assert done(b"\r\nHello\r\n").endswith(b"@relay.test>\r\n\r\nHello\r\n")
+    # White space in front continues a field, and must not continue ours.
+    assert done(b" Hello\r\n").endswith(b"@relay.test>\r\n\r\n Hello\r\n")
 
 
 @pytest.mark.parametrize(
