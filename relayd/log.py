@@ -32,10 +32,12 @@ class _Output:
         self._path = "-"
         self._file: IO[bytes] = sys.stdout.buffer
         self._lost = 0
+        self._torn = False
+        """Whether the file ends inside a line."""
 
     def open(self, path: str) -> None:
         file: IO[bytes] = sys.stdout.buffer if path == "-" else open(path, "ab", buffering=0)  # noqa: SIM115
-        previous, self._file, self._path = self._file, file, path
+        previous, self._file, self._path, self._torn = self._file, file, path, False
         if previous is not sys.stdout.buffer:
             previous.close()
 
@@ -44,16 +46,28 @@ class _Output:
 
     def write(self, line: bytes) -> None:
         try:
-            self._file.write(line)
+            whole = self._write(line)
             if self._file is sys.stdout.buffer:
                 self._file.flush()
         except (OSError, ValueError):
             # A full disk or a reader that has gone must not stop mail: the lines are counted, and the count is told.
+            whole = False
+        if not whole:
             self._lost += 1
-            return
-        if self._lost:
+        elif self._lost:
             lost, self._lost = self._lost, 0
             alert("log lines lost", lines=lost)
+
+    def _write(self, line: bytes) -> bool:
+        """Whether all of it was written: a disk that fills up takes the beginning of a line."""
+        if self._torn:
+            line = b"\n" + line
+        written = self._file.write(line)
+        if written < len(line):
+            self._torn = written > 0 or self._torn
+            return False
+        self._torn = False
+        return True
 
 
 _output = _Output()

@@ -125,7 +125,9 @@ class Service:
 
     def unready(self) -> str:
         """Why mail is not taken now; empty when it is."""
-        return self._state or ("" if self.queue.healthy else "spool failed")
+        if self._state or not self.queue.healthy:
+            return self._state or "spool failed"
+        return "" if self.queue.has_disk_space() else "disk full"
 
     def messages(self) -> Iterable[Message]:
         """Live messages, oldest first."""

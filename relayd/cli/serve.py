@@ -60,6 +60,7 @@ async def _start(service: Service, settings: Settings) -> None:
     service.bind()
     if user := settings.process.user:
         process.give(settings.spool.path, user)
+        process.give(settings.auth.users_file, user)
         if settings.log.file != STANDARD_OUTPUT:
             process.give(settings.log.file, user)
     process.become(user)

@@ -75,7 +75,15 @@ class _Environment(EnvSettingsSource):
 
 def find() -> Path:
     """The first of DEFAULT_FILES that exists, else the first."""
-    return next((path for path in DEFAULT_FILES if path.exists()), DEFAULT_FILES[0])
+    return next((path for path in DEFAULT_FILES if _may_exist(path)), DEFAULT_FILES[0])
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # Behind a directory that is not ours to enter: reading it says so.
+        return True
 
 
 def load(path: Path) -> Settings:
@@ -278,21 +286,28 @@ def _check_binds(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_spool(settings: Settings) -> Iterator[Problem]:
-    if settings.spool.path.exists() and not settings.spool.path.is_dir():
-        yield _found("spool.path", settings.spool.path, "not a directory")
+    path = settings.spool.path
+    try:
+        if path.exists() and not path.is_dir():
+            yield _found("spool.path", path, "not a directory")
+    except OSError as error:
+        yield _found("spool.path", path, f"cannot be looked at: {error.strerror}")
 
 
 def _check_log(settings: Settings) -> Iterator[Problem]:
     file = settings.log.file
-    if file != STANDARD_OUTPUT and not file.parent.is_dir():
-        yield _found("log.file", file, "its directory does not exist")
+    try:
+        if file != STANDARD_OUTPUT and not file.parent.is_dir():
+            yield _found("log.file", file, "its directory does not exist")
+    except OSError as error:
+        yield _found("log.file", file, f"its directory cannot be looked at: {error.strerror}")
 
 
 def _check_user(settings: Settings) -> Iterator[Problem]:
     if settings.process.user is not None:
         try:
             pwd.getpwnam(settings.process.user)
-        except KeyError:
+        except (KeyError, ValueError):  # unknown, or with a NUL in it
             yield _found("process.user", settings.process.user, "no such user on this system")
 
 

@@ -75,12 +75,23 @@ def duration_text(seconds: float) -> str:
     return _largest_unit(seconds, _DURATION_UNITS)
 
 
+def _host(value: str) -> str:
+    """What the system's resolver takes; it raises no OSError for the rest."""
+    try:
+        value.encode("idna")
+    except UnicodeError:
+        raise ValueError("expected an address or a host name") from None
+    if not value.isprintable() or " " in value:
+        raise ValueError("expected an address or a host name")
+    return value
+
+
 class Endpoint(BaseModel):
     """A host and a port: "127.0.0.1:2525", "[::1]:2525", "mail.example.net:587"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(min_length=1)
+    host: Annotated[str, AfterValidator(_host)] = Field(min_length=1)
     port: int = Field(ge=0, le=65535)
 
     @model_validator(mode="before")
@@ -144,12 +155,26 @@ def _domain_pattern(value: str) -> str:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0), PlainSerializer(size_text, when_used="json")]
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0), PlainSerializer(duration_text, when_used="json")]
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(duration_text, when_used="json"),
+]
 Hostname = Annotated[str, AfterValidator(_hostname)]
 Mailbox = Annotated[str, AfterValidator(_mailbox)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
+
+
+def _file(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("no path holds a NUL")
+    return value
+
+
+FilePath = Annotated[Path, AfterValidator(_file)]
 
 
 class Section(BaseModel):
@@ -177,7 +202,7 @@ class ListenerKind(str, Enum):
 class Spool(Section):
     """Where accepted mail is kept."""
 
-    path: Path = Path("spool")
+    path: FilePath = Path("spool")
     """Directory of the queue, on a local disk. Relative to this file."""
     shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS, examples=[2])
     """Journals the queue is divided into; at least `workers`. Default: `workers`."""
@@ -186,9 +211,9 @@ class Spool(Section):
 class Tls(Section):
     """The certificate of the listeners. Listeners that need one refuse to start without it."""
 
-    certificate: Path
+    certificate: FilePath
     """PEM file with the certificate and its chain. Relative to this file."""
-    private_key: Path
+    private_key: FilePath
     """PEM file with the private key, without a passphrase. Relative to this file."""
 
 
@@ -213,7 +238,7 @@ class Relay(Section):
 class Auth(Section):
     """Who may submit mail."""
 
-    users_file: Path = Path("users")
+    users_file: FilePath = Path("users")
     """Names and argon2 hashes, kept by `relayd user`. Relative to this file."""
 
 
@@ -290,7 +315,7 @@ class Local(Section):
 class Log(Section):
     """The event log: one JSON line an event."""
 
-    file: Path = STANDARD_OUTPUT
+    file: FilePath = STANDARD_OUTPUT
     """Path, or "-" for standard output. Relative to this file; reopened on SIGHUP."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is written."""

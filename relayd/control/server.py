@@ -7,6 +7,7 @@ is there is stale) and its connections. Errors are answers; a hostile line costs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
@@ -64,7 +65,8 @@ class Control:
         if self._server is None:
             return
         self._server.close()
-        (self._spool / protocol.SOCKET).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a failed disk it stays, and is no server to whoever tries it
+            (self._spool / protocol.SOCKET).unlink()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -83,6 +85,9 @@ class Control:
             writer.write(_encode(Answer(ok=False, error="request too long")) + b"\n")
         except OSError:  # the command went away, or time is up: nobody is left to tell
             writer.transport.abort()
+        except asyncio.CancelledError:
+            # By `close`, and this was all there was to end: streams report a cancelled conversation as an error.
+            pass
         finally:
             self._connections.discard(task)
             writer.close()

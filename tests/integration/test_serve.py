@@ -326,6 +326,26 @@ async def test_root_is_given_up(relay: Relay, sink: Sink, eventually) -> None:  
     assert await relay.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_the_users_file_of_init_is_readable_after_root(relay: Relay) -> None:
+    """Whatever root does with it later: the file that replaces it has the same owner from its first moment."""
+    for directory in relay.directory.parents[:3]:
+        directory.chmod(0o755)
+    relay.config.write_text(relay.config.read_text().replace('# user = "relayd"', 'user = "nobody"'))
+    await relay.start()
+    owner = (relay.directory / "spool").stat().st_uid
+    assert (relay.directory / "users").stat().st_uid == owner != 0
+    assert await relay.end(signal.SIGTERM) == 0
+
+
+async def test_a_full_disk_is_not_ready(relay: Relay, eventually) -> None:  # type: ignore[no-untyped-def]
+    """As MAIL sees it: a balancer that asks /readyz takes its mail elsewhere."""
+    relay.config.write_text(re.sub("(# )?disk_reserve = .*", 'disk_reserve = "1000TB"', relay.config.read_text()))
+    relay.launch()
+    await eventually(lambda: relay.get("/readyz") == (503, "disk full\n"))
+    assert await relay.end(signal.SIGTERM) == 0
+
+
 async def test_a_port_in_use(relay: Relay) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", relay.submission))

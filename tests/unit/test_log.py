@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,20 @@ def test_no_event_takes_a_password_or_a_body() -> None:
     functions = [f for _, f in inspect.getmembers(log, inspect.isfunction) if f.__module__ == log.__name__]
     names = {name for function in functions for name in inspect.signature(function).parameters}
     assert not names & {"password", "credentials", "secret", "body", "content", "line", "command"}
+
+
+def test_a_line_cut_short_by_a_full_disk_spoils_no_other(file: Path) -> None:
+    log.stopping("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+    try:
+        log.stopping("cut")
+        log.stopping("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.stopping("after")
+    whole, cut, *rest = file.read_bytes().splitlines()
+    assert json.loads(whole)["reason"] == "before"
+    assert len(cut) == 10
+    assert [json.loads(line).get("reason") for line in rest] == ["after", None]
+    assert json.loads(rest[1])["lines"] == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.cli import output
 from relayd.message import queue_id
 from relayd.message.envelope import Envelope
 from relayd.smtp.address import Address
@@ -91,3 +92,8 @@ def test_no_spool_yet(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "relayd.toml"
     path.write_text('hostname = "a.example"\n')
     assert json.loads(run("queue", "list", "--json", "--config", path).out) == {"total": 0, "messages": []}
+
+
+def test_an_ipv6_address_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    output.console.print("Client: 2001:db8:a::1")
+    assert capsys.readouterr().out == "Client: 2001:db8:a::1\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from relayd.cli.certificate import self_signed
-from relayd.config.load import ConfigError, Problem, load
+from relayd.config.load import ConfigError, Problem, find, load
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +198,35 @@ def test_what_the_machine_has_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     text = 'hostname = "a"\n[spool]\npath = "file"\n[log]\nfile = "none/x"\n[process]\nuser = "no such user"\n'
     assert keys(write(tmp_path, text)) == ["spool.path", "log.file", "process.user"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[tls]\ncertificate = "a\\u0000b"\nprivate_key = "k"', "tls.certificate"),
+        ('[log]\nfile = "a\\u0000b"', "log.file"),
+        ('[auth]\nusers_file = "a\\u0000b"', "auth.users_file"),
+        ('[process]\nuser = "a\\u0000b"', "process.user"),
+        (f'[spool]\npath = "{"x" * 5000}"', "spool.path"),
+        (f'[log]\nfile = "{"x" * 5000}/y"', "log.file"),
+    ],
+)
+def test_names_that_no_system_takes(tmp_path: Path, text: str, key: str) -> None:
+    assert key in keys(write(tmp_path, f'hostname = "a"\n{text}\n'))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_directories_that_are_not_ours_to_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    text = 'hostname = "a"\n[spool]\npath = "closed/x/spool"\n[log]\nfile = "closed/x/log"\n'
+    path = write(tmp_path, text)
+    monkeypatch.setattr("relayd.config.load.DEFAULT_FILES", (Path("closed/x.toml"), Path("other.toml")))
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    os.seteuid(65534)
+    try:
+        assert keys(Path(path.name)) == ["spool.path", "log.file"]
+        assert find() == Path("closed/x.toml")
+    finally:
+        os.seteuid(0)

@@ -196,6 +196,9 @@ async def test_a_path_too_long_for_a_socket_address(tmp_path: Path) -> None:
 
 
 async def test_closing_ends_idle_conversations(tmp_path: Path) -> None:
+    """Without a word to the loop's exception handler, whose words are errors in the log."""
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
     control = Control(tmp_path, Backend())
     await control.start()
     reader, writer = await asyncio.open_unix_connection(tmp_path / protocol.SOCKET)
@@ -204,3 +207,12 @@ async def test_closing_ends_idle_conversations(tmp_path: Path) -> None:
     await control.close()
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
+    assert errors == []
+
+
+async def test_closing_on_a_disk_that_lets_nothing_be_removed(tmp_path: Path) -> None:
+    control = Control(tmp_path, Backend())
+    await control.start()
+    (tmp_path / protocol.SOCKET).unlink()
+    (tmp_path / protocol.SOCKET).mkdir()
+    await control.close()
