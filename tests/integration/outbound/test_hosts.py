@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -159,7 +160,8 @@ def no_descriptors():
 
     def spend():
         gc.collect()  # what earlier tests left behind must not give one back in the middle
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.dup(0))
