@@ -60,8 +60,8 @@ class Connection(Wire):
         return farewell
 
     def in_transaction(self) -> bool:
-        """Whether the client is in the middle of something that a shutdown should let it finish."""
-        raise NotImplementedError
+        """Whether the client is in the middle of something that a shutdown should let it finish; here, never."""
+        return False
 
     async def line(self) -> bytes | None:
         """The next line (see `take`), or None when the session is over. Replies are sent before it is awaited."""

@@ -111,8 +111,7 @@ class Dialog(Connection):
         self._errors += answer.code >= 500
 
     def reset(self) -> None:
-        """Forget the mail transaction."""
-        raise NotImplementedError
+        """Forget the mail transaction; here there is none yet."""
 
     # --- greeting -----------------------------------------------------------------------------------------------------
 
