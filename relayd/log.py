@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import IO
 
 import msgspec
@@ -19,6 +20,8 @@ from relayd import clock
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
 from relayd.smtp.reply import Reply
+
+Later = Callable[[Callable[[], None]], object]
 
 _LEVELS = logging.getLevelNamesMapping()
 _encode = msgspec.json.Encoder().encode
@@ -29,6 +32,8 @@ class _Output:
 
     def __init__(self) -> None:
         self.level = logging.INFO
+        self.later: Later | None = None
+        self._lines: list[bytes] = []
         self._path = "-"
         self._file: IO[bytes] = sys.stdout.buffer
         self._lost = 0
@@ -37,6 +42,7 @@ class _Output:
 
     def open(self, path: str) -> None:
         file: IO[bytes] = sys.stdout.buffer if path == "-" else open(path, "ab", buffering=0)  # noqa: SIM115
+        self.flush()
         previous, self._file, self._path, self._torn = self._file, file, path, False
         if previous is not sys.stdout.buffer:
             previous.close()
@@ -44,26 +50,36 @@ class _Output:
     def reopen(self) -> None:
         self.open(self._path)
 
-    def write(self, line: bytes) -> None:
+    def add(self, line: bytes, *, at_once: bool) -> None:
+        self._lines.append(line)
+        if at_once or self.later is None:
+            self.flush()
+        elif len(self._lines) == 1:
+            self.later(self.flush)
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
         try:
-            whole = self._write(line)
+            whole = self._write(b"".join(lines))
             if self._file is sys.stdout.buffer:
                 self._file.flush()
         except (OSError, ValueError):
             # A full disk or a reader that has gone must not stop mail: the lines are counted, and the count is told.
             whole = False
         if not whole:
-            self._lost += 1
+            self._lost += len(lines)
         elif self._lost:
             lost, self._lost = self._lost, 0
             alert("log lines lost", lines=lost)
 
-    def _write(self, line: bytes) -> bool:
+    def _write(self, text: bytes) -> bool:
         """Whether all of it was written: a disk that fills up takes the beginning of a line."""
         if self._torn:
-            line = b"\n" + line
-        written = self._file.write(line)
-        if written < len(line):
+            text = b"\n" + text
+        written = self._file.write(text)
+        if written < len(text):
             self._torn = written > 0 or self._torn
             return False
         self._torn = False
@@ -82,7 +98,7 @@ def _emit(level: int, event: str, **facts: object) -> None:
         text = _encode(line)
     except UnicodeEncodeError:
         text = _encode({key: _plain(value) for key, value in line.items()})
-    _output.write(text + b"\n")
+    _output.add(text + b"\n", at_once=level >= logging.WARNING)
 
 
 def _plain(value: object) -> object:
@@ -115,6 +131,16 @@ def configure(file: str, level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
     # aiosmtpd logs every command, credentials among them, at INFO.
     logging.getLogger("mail.log").setLevel(logging.ERROR)
+
+
+def gather(later: Later | None) -> None:
+    """From now on the lines of one turn of the event loop leave in one write; `later` is its `call_soon`, None ends it.
+
+    A write for each line lets go of the interpreter, and under load each time costs a turn of the writer threads.
+    Warnings are written at once, with what waits before them.
+    """
+    _output.later = later
+    _output.flush()
 
 
 def reopen() -> None:

@@ -85,6 +85,7 @@ class Service:
 
     async def start(self) -> None:
         """Open the parts; returns when mail is taken. StoreError, OSError."""
+        log.gather(asyncio.get_running_loop().call_soon)
         if self.admin:
             self.admin.start()
         self._exit.callback(self.authenticator.close)
@@ -114,6 +115,7 @@ class Service:
         except asyncio.CancelledError:
             await self.dispatcher.drain(0)
         await self._exit.aclose()
+        log.gather(None)
         log.stopped()
 
     def cut(self) -> None:

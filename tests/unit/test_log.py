@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,3 +100,22 @@ def test_a_line_cut_short_by_a_full_disk_spoils_no_other(file: Path) -> None:
     assert len(cut) == 10
     assert [json.loads(line).get("reason") for line in rest] == ["after", None]
     assert json.loads(rest[1])["lines"] == 2
+
+
+def test_the_lines_of_one_turn_leave_together_and_warnings_at_once(file: Path) -> None:
+    turn: list[Callable[[], None]] = []
+    log.gather(turn.append)
+    try:
+        log.stopping("first")
+        log.stopping("second")
+        assert lines(file) == []
+        turn.pop()()
+        assert [line["reason"] for line in lines(file)] == ["first", "second"]
+        assert turn == []
+        log.stopping("third")
+        log.alert("now")
+        assert [line["event"] for line in lines(file)][2:] == ["stopping", "alert"]
+        log.stopping("last")
+    finally:
+        log.gather(None)
+    assert lines(file)[-1]["reason"] == "last"
