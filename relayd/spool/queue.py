@@ -23,6 +23,9 @@ from relayd.spool.store import Store, StoreError
 SPACE_INTERVAL = 1.0
 """Seconds for which an answer about free space holds."""
 
+SHORT_LINE = 100
+"""Batches waiting for a shard up to which it takes all new mail. Two shards for 20 clients cost 18 % more CPU."""
+
 ENTROPY_OCTETS = 5120
 """Randomness fetched at a time: for 512 ids."""
 
@@ -90,12 +93,18 @@ class Queue:
                 raise result
 
     def new_id(self, beside: str = "") -> str:
-        """An unused queue id, in the first shard that is idle, else the one with the least to write.
+        """An unused queue id, in the first shard whose line is short, else the one with the shortest.
 
-        `beside`: in the shard of this message, where one record can hold its outcomes and the notification of them.
+        One process fills one shard as long as its disk keeps up: groups are larger, and a second writer thread takes
+        its turns from the event loop. `beside`: in the shard of this message, where one record can hold its outcomes
+        and the notification of them.
         """
-        shard = queue_id.shard_of(beside) if beside else min(self._accepting, key=_load).shard
+        shard = queue_id.shard_of(beside) if beside else self._shortest_line().shard
         return queue_id.compose(shard, self._entropy())
+
+    def _shortest_line(self) -> Store:
+        short = (store for store in self._accepting if store.load < SHORT_LINE)
+        return next(short, None) or min(self._accepting, key=_load)
 
     def _entropy(self) -> bytes:
         """Ten octets nobody can guess; from the system in bulk, as each call lets go of the interpreter."""

@@ -219,7 +219,8 @@ async def test_closing_ends_though_the_disk_never_comes_back(eventually):
     assert made.told == [f"added {name(1)}"]
 
 
-async def test_ids_go_to_the_least_loaded_shard():
+async def test_ids_go_to_the_first_shard_until_its_line_is_long(monkeypatch):
+    monkeypatch.setattr("relayd.spool.queue.SHORT_LINE", 1)
     stores = (MemoryStore(0), MemoryStore(5))
     made = Opened(*stores)
     await made.queue.open()
