@@ -1,6 +1,7 @@
-"""The course of a connection: the next line, a message, TLS, each within its deadline; and the end, with a farewell.
+"""The course of a connection: lines executed as they come, a message, TLS, each within its deadline; and the farewell.
 
-Between `wire`, which moves octets, and `dialog`, which knows commands.
+Between `wire`, which moves octets, and `commands`, which knows what they are. A line is executed in the callback that
+brought it, at the cost of a call; a command that has to wait is `busy`, and what comes behind it stays in the buffer.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from relayd.tls import Context
 
 
 class Connection(Wire):
-    """What a session's coroutine waits for, and for how long.
+    """What is executed when, and for how long the client is waited for.
 
-    Invariants: `deadline` (the loop's time) is finite exactly while something is awaited of the client, and the owner
-    calls `expire` regularly; after `end` nothing but the farewell is said.
+    Invariants: no line is executed while `busy`, and the coroutine (`run` of `commands`) does not end then; `deadline`
+    (the loop's time) is finite exactly while something is awaited of the client, and the owner calls `expire`
+    regularly; after `end` nothing but the farewell is said.
     """
 
     def __init__(self, terms: Terms, client: str) -> None:
@@ -28,6 +30,8 @@ class Connection(Wire):
         self.terms = terms
         self.client = client
         self.deadline = math.inf
+        self.busy = True
+        """A command waits for something that is not the next line; from the start, until the greeting is said."""
         self._draining = False
         self._farewell: Reply | None = None
 
@@ -47,9 +51,9 @@ class Connection(Wire):
     def drain(self) -> None:
         """Say goodbye as soon as no transaction is open."""
         self._draining = True
-        self.wake()
+        self.proceed()
 
-    # --- what the session's coroutine calls ---------------------------------------------------------------------------
+    # --- what the session calls ---------------------------------------------------------------------------------------
 
     def end(self, farewell: Reply) -> Reply:
         """Close when what was said so far and this is on its way. The first farewell counts."""
@@ -63,37 +67,62 @@ class Connection(Wire):
         """Whether the client is in the middle of something that a shutdown should let it finish; here, never."""
         return False
 
+    def proceed(self) -> None:
+        """Execute the lines that are there, until a command has to wait; send the replies; see who is waited for."""
+        if self.busy:
+            self.wake()  # this may be what the command waits for
+            return
+        executed = False
+        while self._at_leisure() and (line := self.take()) is not None:
+            self.execute(line)
+            executed = True
+        self.write()
+        if self._draining and not (self.busy or self.in_transaction()):
+            self.end(reply.CLOSING)
+        if self.busy or self.over():
+            self.deadline = math.inf
+            self.wake()
+        elif executed or self.deadline == math.inf:
+            # Part of a line moves nothing: a command may take no longer by dripping in.
+            now = self.loop.time()
+            self.deadline = self.incoming.deadline(now) if self.incoming else now + self.terms.timing.idle
+
+    def hold(self) -> None:
+        """A command begins to wait: from here on the client waits for us."""
+        self.busy = True
+        self.deadline = math.inf
+
+    def done_waiting(self) -> None:
+        """It has its answer: go on with what came behind it."""
+        self.busy = False
+        self.proceed()
+
+    def _at_leisure(self) -> bool:
+        """Whether the next line may be executed: a client that does not read its replies waits (but not for ever)."""
+        return not (self.busy or self.ending or self.incoming or self.lost or (self.writing_paused and not self.eof))
+
+    def execute(self, line: bytes) -> None:
+        """Carry out a command."""
+        raise NotImplementedError
+
     async def line(self) -> bytes | None:
-        """The next line (see `take`), or None when the session is over. Replies are sent before it is awaited."""
-        if self.ending or self.lost:
-            return None
-        if (line := self.take()) is not None:
-            return line
-        await self._flush()
-        while (line := self.take()) is None and not self._over():
-            if self._draining and not self.in_transaction():
-                self.end(reply.CLOSING)
-            else:
-                await self.wait()
+        """The next line for a command that asks its client; None when the session is over. What was said is sent."""
+        self.write()
+        self.deadline = self.loop.time() + self.terms.timing.idle
+        while (line := self.take()) is None and not self.over():
+            await self.wait()
         self.deadline = math.inf
         return None if self.ending else line
 
-    async def receive(self, incoming: Incoming) -> bool:
-        """Let a message arrive, from the answer to DATA on; False when the session ended before it did."""
-        self.incoming = incoming
-        await self._flush()
-        self.deadline = incoming.deadline(self.loop.time())
-        while self.incoming is not None and not self._over():
-            await self.wait()
-        self.deadline = math.inf
-        complete = self.incoming is None and not self.lost and not self.ending
-        self.incoming = None
-        return complete
+    def over(self) -> bool:
+        """Whether nothing more comes of the client."""
+        return self.ending or self.lost or self.eof
 
     def arrived(self, incoming: Incoming, data: bytes) -> None:
         """A chunk of the message moves the deadline."""
         super().arrived(incoming, data)
-        self.deadline = incoming.deadline(self.loop.time())
+        if self.incoming is incoming:
+            self.deadline = incoming.deadline(self.loop.time())
 
     async def start_tls(self, context: Context) -> None:
         """Answer STARTTLS and become a TLS connection, as new; the session ends when that fails."""
@@ -137,13 +166,3 @@ class Connection(Wire):
             return
         while not self.eof and not self.lost:
             await self.wait()
-
-    async def _flush(self) -> None:
-        """Send what was said, and wait for a client that does not read it."""
-        self.write()
-        self.deadline = self.loop.time() + self.terms.timing.idle
-        while self.writing_paused and not self._over():
-            await self.wait()
-
-    def _over(self) -> bool:
-        return self.ending or self.lost or self.eof

@@ -1,6 +1,6 @@
-"""The command loop, and the commands about the session itself: greeting, TLS, authentication, and those that do little.
+"""The commands about the session itself: greeting, TLS, authentication, and those that do little. Mail is `session`'s.
 
-A verb is a method `smtp_VERB` that returns its reply; the loop says, counts and logs it. Mail itself is `session`'s.
+Each verb returns its reply to `commands`, which says it; what has to wait is given to `later`.
 """
 
 # A verb here takes bytes and returns its reply, where aiosmtpd's takes text and writes.
@@ -9,25 +9,16 @@ A verb is a method `smtp_VERB` that returns its reply; the loop says, counts and
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 
-from relayd import log, metrics
+from relayd import log
 from relayd.auth.authenticator import Verdict
 from relayd.auth.mechanisms import MECHANISMS, Credentials, Exchange, MechanismError, decoded, decoded_initial, encoded
+from relayd.inbound.commands import Commands
 from relayd.inbound.connection import Connection
-from relayd.inbound.terms import Terms
 from relayd.inbound.wire import MAX_LINE
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
 
-MAX_COMMAND = 2048
-"""Octets of a command other than AUTH. RFC 5321 §4.5.3.1.4 says 512, and each extension adds to that."""
-
-COMMANDS_WITHOUT_MAIL = 100
-"""Commands other than RCPT and DATA between two accepted messages; a client that needs more only keeps us busy."""
-
-_HTTP = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"})
-_ALONE = frozenset({"BDAT", "DATA", "EHLO", "HELO", "STARTTLS"})
 _HELLO_NAME = re.compile(rb"[!-~]{1,255}")
 
 _REFUSALS = {
@@ -36,90 +27,17 @@ _REFUSALS = {
     Verdict.BUSY: reply.AUTHENTICATION_BUSY,
 }
 
-Verb = Callable[[bytes], Awaitable[Reply | None]]
 
-
-class Dialog(Connection):
-    """Reads commands, dispatches them, answers.
-
-    What is counted as a rejected message (metric `relayd_messages_rejected_total`): a refused MAIL, a refused RCPT,
-    a refused DATA or end of data, each once; not 503, which only follows from another refusal.
-    """
-
-    def __init__(self, terms: Terms, client: str) -> None:
-        super().__init__(terms, client)
-        self.account = ""
-        self.commands = 0
-        self._errors = 0
-
-    async def run(self) -> None:
-        """The session, from the greeting to the end of the connection."""
-        if self.unread():
-            self.end(reply.TALKED_TOO_EARLY)  # RFC 5321 §4.3.1
-        else:
-            self.say(Reply(220, "", f"{self.terms.hostname} ESMTP relayd"))
-        while (line := await self.line()) is not None:
-            await self._answer(line)
-        await self.close()
-
-    async def _answer(self, line: bytes) -> None:
-        verb, _, argument = line.rstrip(b"\r\n").partition(b" ")
-        name = verb.upper().decode("latin-1")
-        method: Verb | None = self._smtp_methods.get(name)
-        answer = self._fault(name, line) or await self._executed(name, method, argument.strip(b" "))
-        if answer is None:
-            return
-        if answer.code >= 400:
-            self._refused(name if method else "?", answer)
-        if not self.ending:
-            self.say(answer)
-        if self._errors >= self.terms.limits.errors_per_session:
-            self.end(reply.TOO_MANY_ERRORS)
-
-    def _fault(self, name: str, line: bytes) -> Reply | None:
-        """Why a line is not executed at all."""
-        if len(line) > (MAX_LINE if name == "AUTH" else MAX_COMMAND):
-            return reply.LINE_TOO_LONG
-        if not line.endswith(b"\r\n"):  # RFC 5321 §2.3.8: a bare LF ends nothing, so this was no command
-            return reply.BARE_LF
-        if b"\r" in line[:-2] or b"\0" in line:
-            return reply.BAD_OCTET
-        if name in _HTTP:
-            return self.end(reply.NOT_HTTP)
-        # RFC 2920 §3.1: nothing is pipelined before EHLO has offered it, nor behind these. What stands there was
-        # smuggled in front of TLS (RFC 3207 §6), or is a message sent before 354: neither commands nor data.
-        if self.unread() and name != "QUIT" and (name in _ALONE or not self.session.extended_smtp):
-            return self.end(reply.TALKED_TOO_EARLY)
-        self.commands += name not in ("RCPT", "DATA")
-        return self.end(reply.TOO_MANY_COMMANDS) if self.commands > COMMANDS_WITHOUT_MAIL else None
-
-    async def _executed(self, name: str, method: Verb | None, argument: bytes) -> Reply | None:
-        if method is None:
-            return reply.NOT_RECOGNIZED
-        try:
-            return await method(argument)
-        except Exception:  # noqa: BLE001  # whatever it is
-            # A bug must not cost the client its session, nor the message: it keeps it and tries again.
-            log.bug("inbound session", client=self.client, verb=name)
-            metrics.bugs.inc()
-            return reply.UNEXPECTED
-
-    def _refused(self, name: str, answer: Reply) -> None:
-        log.rejected(self.client, self.account, name, answer)
-        if name in ("MAIL", "RCPT", "DATA") and answer.code != 503:
-            metrics.messages_rejected.labels(str(answer.code)).inc()
-        self._errors += answer.code >= 500
-
-    def reset(self) -> None:
-        """Forget the mail transaction; here there is none yet."""
+class Dialog(Commands):
+    """What a client says about itself."""
 
     # --- greeting -----------------------------------------------------------------------------------------------------
 
-    async def smtp_EHLO(self, argument: bytes) -> Reply:
+    def smtp_EHLO(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.1. Its replies have no enhanced code (RFC 2034 §4)."""
         return self._greeted(argument, extended=True) or Reply(250, "", self.terms.hello(secure=self.tls is not None))
 
-    async def smtp_HELO(self, argument: bytes) -> Reply:
+    def smtp_HELO(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.1."""
         return self._greeted(argument, extended=False) or Reply(250, "", self.terms.hostname)
 
@@ -131,7 +49,7 @@ class Dialog(Connection):
         self.session.extended_smtp = extended
         return None
 
-    async def smtp_STARTTLS(self, argument: bytes) -> Reply | None:
+    def smtp_STARTTLS(self, argument: bytes) -> Reply | None:
         """RFC 3207."""
         context = self.terms.tls_context
         if context is None:
@@ -143,23 +61,27 @@ class Dialog(Connection):
         if not self.session.host_name:
             return reply.HELLO_FIRST
         self.reset()
-        await self.start_tls(context)
+        self.later(self.start_tls(context))
         return None
 
     # --- authentication -----------------------------------------------------------------------------------------------
 
-    async def smtp_AUTH(self, argument: bytes) -> Reply:
+    def smtp_AUTH(self, argument: bytes) -> Reply | None:
         """RFC 4954 §4."""
         mechanism, _, initial = argument.partition(b" ")
         if refusal := self._no_authentication(mechanism):
             return refusal
+        self.later(self._authentication(mechanism.upper(), initial.strip(b" ")))
+        return None
+
+    async def _authentication(self, mechanism: bytes, initial: bytes) -> Reply:
         try:
-            credentials = await _exchanged(self, MECHANISMS[mechanism.upper()](), initial.strip(b" "))
+            credentials = await _exchanged(self, MECHANISMS[mechanism](), initial)
         except MechanismError:
             return reply.BAD_RESPONSE
         if isinstance(credentials, Reply):
             return credentials
-        return await self._checked(credentials, mechanism.decode("ascii").upper())
+        return await self._checked(credentials, mechanism.decode("ascii"))
 
     def _no_authentication(self, mechanism: bytes) -> Reply | None:
         """Why there is no AUTH now; RFC 4954 §4 for each."""
@@ -195,30 +117,30 @@ class Dialog(Connection):
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    async def smtp_RSET(self, argument: bytes) -> Reply:
+    def smtp_RSET(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.5."""
         if argument:
             return reply.syntax("RSET")
         self.reset()
         return reply.OK
 
-    async def smtp_NOOP(self, _argument: bytes) -> Reply:
+    def smtp_NOOP(self, _argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.9."""
         return reply.OK
 
-    async def smtp_QUIT(self, argument: bytes) -> Reply:
+    def smtp_QUIT(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.10."""
         return reply.syntax("QUIT") if argument else self.end(reply.BYE)
 
-    async def smtp_VRFY(self, argument: bytes) -> Reply:
+    def smtp_VRFY(self, argument: bytes) -> Reply:
         """RFC 5321 §3.5.3: neither yes nor no, which would tell spammers."""
         return reply.CANNOT_VERIFY if argument else reply.syntax("VRFY address")
 
-    async def smtp_EXPN(self, _argument: bytes) -> Reply:
+    def smtp_EXPN(self, _argument: bytes) -> Reply:
         """RFC 5321 §3.5.2: there are no lists to expand."""
         return reply.NOT_IMPLEMENTED
 
-    async def smtp_HELP(self, _argument: bytes) -> Reply:
+    def smtp_HELP(self, _argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.8."""
         return Reply(214, "2.0.0", "Commands: " + " ".join(sorted(self._smtp_methods)))
 

@@ -8,6 +8,10 @@ Made by `listener` for each connection. The only place of inbound that answers 2
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+from functools import partial
+
 from relayd import clock, log, metrics
 from relayd.inbound import transaction
 from relayd.inbound.dialog import Dialog
@@ -39,12 +43,16 @@ class Session(Dialog):
     def reset(self) -> None:
         """RFC 5321 §4.1.1.5."""
         self._transaction = None
+        if self.incoming is not None:
+            # The session is over in the middle of a message.
+            self.incoming.give_back()
+            self.incoming = None
 
     def in_transaction(self) -> bool:
         """Between MAIL and the end of data."""
         return self._transaction is not None
 
-    async def smtp_MAIL(self, argument: bytes) -> Reply:
+    def smtp_MAIL(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.2."""
         if not self.session.host_name:
             return reply.HELLO_FIRST
@@ -60,7 +68,7 @@ class Session(Dialog):
         self._transaction = begun
         return reply.SENDER_OK
 
-    async def smtp_RCPT(self, argument: bytes) -> Reply:
+    def smtp_RCPT(self, argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.3."""
         if self._needs_authentication():
             return reply.AUTHENTICATION_REQUIRED
@@ -82,7 +90,7 @@ class Session(Dialog):
         self._transaction.add(destination)
         return reply.RECIPIENT_OK
 
-    async def smtp_DATA(self, argument: bytes) -> Reply | None:
+    def smtp_DATA(self, argument: bytes) -> Reply | None:
         """RFC 5321 §4.1.1.4."""
         if self._needs_authentication():
             return reply.AUTHENTICATION_REQUIRED
@@ -93,15 +101,23 @@ class Session(Dialog):
         if not self._transaction.recipients:
             return reply.NO_RECIPIENTS
         terms = self.terms
-        incoming = Incoming(terms.limits, terms.timing, terms.queue.memory, self.loop.time())
+        self.incoming = Incoming(terms.limits, terms.timing, terms.queue.memory, self.loop.time())
+        return reply.SEND_DATA
+
+    def received(self, incoming: Incoming) -> None:
+        """The end of data: take the message over, or say why not."""
         try:
-            self.say(reply.SEND_DATA)
-            if not await self.receive(incoming):
-                return None
-            return await self._taken_over(incoming, self._transaction)
-        finally:
-            incoming.give_back()
-            self._transaction = None
+            answer = self._taken_over(incoming)
+        except Exception:  # noqa: BLE001  # whatever it is
+            answer = self.unexpected()
+        incoming.give_back()
+        if answer is not None:
+            self._concluded(answer)
+
+    def _concluded(self, answer: Reply) -> None:
+        self._transaction = None
+        self.answer("DATA", answer)
+        self.done_waiting()
 
     def _needs_authentication(self) -> bool:
         return self.terms.submission and not self.account
@@ -116,8 +132,10 @@ class Session(Dialog):
             return reply.NO_SPACE
         return None
 
-    async def _taken_over(self, incoming: Incoming, begun: Transaction) -> Reply:
-        """Make the message durable, and the reply that says so."""
+    def _taken_over(self, incoming: Incoming) -> Reply | None:
+        """Hand the message to the queue; the reply is `_stored`'s then. Or why it is not taken."""
+        begun = self._transaction
+        assert begun is not None, "DATA without MAIL"
         if incoming.endless:
             return self.end(incoming.overflow())
         body = incoming.body(normalize_lf=self.terms.normalize_lf)
@@ -130,7 +148,14 @@ class Session(Dialog):
             return text
         if not incoming.trade(len(text)):
             return reply.NO_SPACE
-        return await self._stored(self._envelope(begun, queue_id, at, len(text)), text, self._protocol(begun))
+        envelope = self._envelope(begun, queue_id, at, len(text))
+        try:
+            stored = self.terms.queue.accept(envelope, text)
+        except StoreError:
+            return reply.NOT_STORED
+        self.hold()
+        stored.add_done_callback(partial(self._stored, envelope, self._protocol(begun), clock.monotonic()))
+        return None
 
     def _completed(self, body: bytes, begun: Transaction, queue_id: str, at: float) -> bytes | Reply:
         """The message as it is stored: the trace field, what a submission lacked, and what the client sent."""
@@ -147,7 +172,7 @@ class Session(Dialog):
             client=self.client,
             hostname=terms.hostname,
             protocol=self._protocol(begun),
-            tls=self.cipher(),
+            tls=_cipher(self.tls),
             queue_id=queue_id,
             recipient=next(iter(begun.recipients)) if len(begun.recipients) == 1 else None,
             at=at,
@@ -175,14 +200,18 @@ class Session(Dialog):
             utf8=begun.smtputf8,
         )
 
-    async def _stored(self, envelope: Envelope, text: bytes, protocol: str) -> Reply:
-        """Wait until the message is durable. Its memory is the queue's from here on, whatever happens."""
-        since = clock.monotonic()
-        try:
-            await self.terms.queue.accept(envelope, text)
-        except StoreError:
-            return reply.NOT_STORED
+    def _stored(self, envelope: Envelope, protocol: str, since: float, stored: asyncio.Future[None]) -> None:
+        """The message is durable, or it is not. That the client has gone meanwhile changes nothing (I6)."""
+        if stored.exception() is not None:
+            self._concluded(reply.NOT_STORED)
+            return
         metrics.messages_accepted.inc()
         log.accepted(envelope, protocol=protocol, seconds=clock.monotonic() - since)
         self.commands = 0
-        return reply.queued(envelope.id)
+        self._concluded(reply.queued(envelope.id))
+
+
+def _cipher(tls: ssl.SSLObject | None) -> str:
+    """TLS version and cipher suite, "" in clear."""
+    suite = tls.cipher() if tls else None
+    return f"{suite[1]} {suite[0]}" if suite else ""

@@ -1,7 +1,8 @@
 """A connection's octets, on aiosmtpd's protocol class: a bounded buffer of lines in, replies out, who waits for what.
 
-Replaces aiosmtpd's stream reader (a coroutine and a timer for each line cost more than the relay itself) and its
-cancellation of the handler by a waiter that asyncio's callbacks wake. Knows no deadlines and no words: `connection`.
+Replaces aiosmtpd's stream reader (a coroutine and a timer for each line cost more than the relay itself): whatever
+happens calls `proceed`, which executes what has arrived, and wakes the coroutine of a command that has to wait.
+Knows no deadlines and no words: `connection`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _NO_HOOKS = _NoHooks()
 
 
 class Wire(aiosmtpd.smtp.SMTP):
-    """asyncio's side of a connection. Callbacks only store and wake; one coroutine reads, writes and waits.
+    """asyncio's side of a connection.
 
     Invariants: unread input is bounded by HIGH_WATER and one chunk; nothing is read once `ending` is set, or the
     connection `lost`.
@@ -91,19 +92,27 @@ class Wire(aiosmtpd.smtp.SMTP):
             if len(self._input) > HIGH_WATER and not self._reading_paused:
                 self._reading_paused = True
                 self.transport.pause_reading()
-            self.wake()
+            self.proceed()
 
     def arrived(self, incoming: Incoming, data: bytes) -> None:
         """A chunk of a message; what stands behind its end are commands."""
         if incoming.feed(data):
             self.incoming = None
             self._input += incoming.rest()
-            self.wake()
+            self.received(incoming)
+
+    def received(self, incoming: Incoming) -> None:
+        """A message has arrived, or more of it than anybody waits for."""
+        raise NotImplementedError
+
+    def proceed(self) -> None:
+        """Something has changed: do what can be done now, without waiting."""
+        self.wake()
 
     def eof_received(self) -> bool:
         """The client sends no more, but may still read: what it sent is answered. TLS cannot be half closed."""
         self.eof = True
-        self.wake()
+        self.proceed()
         return self.tls is None
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -118,7 +127,7 @@ class Wire(aiosmtpd.smtp.SMTP):
     def resume_writing(self) -> None:
         """It does again."""
         self.writing_paused = False
-        self.wake()
+        self.proceed()
 
     # --- the session's side -------------------------------------------------------------------------------------------
 
@@ -180,8 +189,3 @@ class Wire(aiosmtpd.smtp.SMTP):
             self.transport.abort()
         self.ending = self.lost = True
         self.wake()
-
-    def cipher(self) -> str:
-        """TLS version and cipher suite, "" in clear."""
-        suite = self.tls.cipher() if self.tls else None
-        return f"{suite[1]} {suite[0]}" if suite else ""

@@ -98,13 +98,17 @@ def _path(argument: bytes, *, utf8: bool) -> tuple[Address, bytes]:
     match = (_ASCII if text.isascii() else _UTF8).match(text)
     if match is None:
         raise AddressError("malformed path")
-    address = Address(match[0][1:-1])
-    if len(match["local"].encode()) > MAX_LOCAL or len(match["domain"].encode()) > MAX_DOMAIN:
+    path, local, domain = match[0], match["local"], match["domain"]
+    if _octets(local) > MAX_LOCAL or _octets(domain) > MAX_DOMAIN:
         raise AddressError("path too long")
-    _check_domain(match["domain"])
-    if not address.isascii() and not address.isprintable():
+    _check_domain(domain)
+    if not path.isascii() and not path.isprintable():
         raise AddressError("control character in address")
-    return address, _rest(argument, len(match[0].encode()))
+    return Address(path[1:-1]), _rest(argument, _octets(path))
+
+
+def _octets(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_domain(domain: str) -> None:

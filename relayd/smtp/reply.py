@@ -41,6 +41,8 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False, cache_hash=T
     def encode(self) -> bytes:
         """The bytes on the wire, CRLF included, each line with its code (RFC 5321 §4.2.1, RFC 2034 §4)."""
         prefix = f"{self.enhanced} " if self.enhanced else ""
+        if "\n" not in self.text:
+            return f"{self.code} {prefix}{self.text}\r\n".encode("utf-8", "replace")
         lines = self.text.split("\n")
         last = len(lines) - 1
         return "".join(

@@ -25,7 +25,7 @@ import msgspec
 
 from relayd.message import queue_id
 from relayd.message.envelope import Envelope
-from relayd.smtp import address
+from relayd.smtp import address, framing
 from relayd.spool.records import Accepted, Record, Result, Settled
 from relayd.spool.store import FormatError
 
@@ -125,6 +125,9 @@ def _accepted(taken: _Taken, body: bytes, shard: int) -> Accepted:
     paths += [address.forward_path(b"<%b>" % recipient.encode(), utf8=True) for recipient in envelope.recipients]
     if any(rest for _, rest in paths):
         raise RecordError("text after an address")
+    if fault := framing.stray(body):
+        # Outbound sends a body as it is: one that could smuggle must not come back from the disk.
+        raise RecordError(f"{fault} in the body")
     return Accepted(envelope, body, results)
 
 

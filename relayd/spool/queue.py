@@ -114,10 +114,11 @@ class Queue:
         del self._random[-10:]
         return octets
 
-    async def accept(self, envelope: Envelope, body: bytes) -> None:
-        """Make a message durable; StoreError when it is not (it may still be found after a crash, I3).
+    def accept(self, envelope: Envelope, body: bytes) -> asyncio.Future[None]:
+        """Make a message durable; StoreError, here or later, when it is not (it may be found after a crash, I3).
 
-        The memory taken for `body` is the queue's from here on. Cancelling the caller changes nothing else.
+        The memory taken for `body` is the queue's from here on. The future is the caller's: to cancel it changes
+        nothing else.
         """
         repair = self._repairs[queue_id.shard_of(envelope.id)]
         if not self.healthy:
@@ -130,7 +131,7 @@ class Queue:
             raise
         answer: asyncio.Future[None] = committed.get_loop().create_future()
         committed.add_done_callback(partial(self._accepted, repair, envelope.id, len(body), answer))
-        await answer
+        return answer
 
     def _accepted(
         self, repair: Repair, name: str, octets: int, answer: asyncio.Future[None], committed: asyncio.Future[None]

@@ -43,7 +43,8 @@ RESULT = st.builds(
     Result, st.integers(0, 9), st.sampled_from(State), st.integers(0, 2**31), SECONDS, SECONDS, REPLY, TEXT
 )
 RESULTS = st.lists(RESULT, max_size=3).map(tuple)
-ACCEPTED = st.builds(Accepted, ENVELOPE, st.binary(max_size=300), RESULTS)
+BODY = st.lists(st.binary(max_size=60).map(lambda octets: octets.translate(None, b"\r\n\0"))).map(b"\r\n".join)
+ACCEPTED = st.builds(Accepted, ENVELOPE, BODY, RESULTS)
 RECORD = st.one_of(ACCEPTED, st.builds(Settled, TEXT, RESULTS, st.none() | ACCEPTED))
 
 
@@ -122,6 +123,12 @@ def metas():
 def test_hostile_values_are_record_errors(meta):
     with pytest.raises(RecordError):
         journal.decode(Item(journal.ACCEPTED, meta, b""), 0)
+
+
+@pytest.mark.parametrize("body", [b"a\n.\r\nMAIL", b"a\r.\r\n", b"a\0\r\n", b"a\r\r\n", b"a\r\n\n"])
+def test_a_body_that_could_smuggle_is_a_record_error(body):
+    with pytest.raises(RecordError, match="in the body"):
+        journal.decode(journal.encode(Accepted(accepted(1).envelope, body)), 0)
 
 
 @pytest.mark.parametrize(
