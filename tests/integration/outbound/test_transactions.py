@@ -149,7 +149,7 @@ async def test_the_body_arrives_byte_for_byte(start, carrier, body, capabilities
     assert peer.messages[0].body == body
 
 
-@pytest.mark.parametrize("body", [b"a\nb\r\n", b"a\rb\r\n", b"a\0b\r\n", b"a\r\n.\n.\r\nb\r\n", b"no end"])
+@pytest.mark.parametrize("body", [b"no end", b"bare end\n", b"bare end\r", b"a\r\n."])
 async def test_a_damaged_body_is_never_sent_and_never_bounces(start, carrier, body):
     peer = await start()
     outcomes = await carrier.carry(peer, body=body)
