@@ -93,22 +93,32 @@ def _emit(level: int, event: str, **facts: object) -> None:
     """One line. Not structlog: its layers cost four times the encoding and the write together (docs/decisions/0005)."""
     if level < _output.level:
         return
-    line = {"time": _now(), "level": logging.getLevelName(level).lower(), "event": event, **facts}
     try:
-        text = _encode(line)
+        text = _encode(facts)
     except UnicodeEncodeError:
-        text = _encode({key: _plain(value) for key, value in line.items()})
-    _output.add(text + b"\n", at_once=level >= logging.WARNING)
+        text = _encode({key: _plain(value) for key, value in facts.items()})
+    # Put in front as text: one dict of all would cost as much again as encoding it.
+    head = f'{{"time":"{_now()}","level":"{_name(level)}","event":"{event}"{"," if facts else ""}'
+    _output.add(head.encode() + text[1:] + b"\n", at_once=level >= logging.WARNING)
 
 
 def _plain(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
+@functools.lru_cache(maxsize=16)
+def _name(level: int) -> str:
+    return logging.getLevelName(level).lower()
+
+
 def _now() -> str:
     """RFC 3339, UTC, milliseconds."""
-    seconds, fraction = divmod(clock.wall(), 1)
-    return f"{_second(int(seconds))}.{int(fraction * 1000):03}Z"
+    return _millisecond(int(clock.wall() * 1000))
+
+
+@functools.lru_cache(maxsize=1)
+def _millisecond(at: int) -> str:
+    return f"{_second(at // 1000)}.{at % 1000:03}Z"
 
 
 @functools.lru_cache(maxsize=1)
@@ -183,7 +193,7 @@ def attempted(envelope: Envelope, recipient: str, outcome: Outcome, *, state: st
         account=envelope.account,
         host=outcome.host,
         reply=str(outcome.reply),
-        scope=outcome.scope.value,
+        scope=outcome.scope,
         uncertain=outcome.uncertain,
         attempts=attempts,
         delay=round(delay, 3),

@@ -11,22 +11,26 @@ from collections.abc import Iterable
 from relayd.message import dsn
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.outbound.classify import Stage, Step, goes_on, ruling
+from relayd.outbound.classify import DATA, DOT, MAIL, RCPT, Stage, Step, goes_on, ruling
 from relayd.outbound.connection import Connection, Transaction
 from relayd.smtp import address, framing, reply
 from relayd.smtp.reply import Reply
+
+_TAKEN = (Verdict.DELIVERED, Scope.RECIPIENT)
 
 
 class Attempt:
     """One entry on its way.
 
-    left: recipients without outcome, in order. outcomes: of the others. trouble: what those left get when there is no
-    further host. tried: addresses and ports asked in vain. transactions: how many were begun.
+    left: recipients without outcome, in order. outcomes: of the others. uncertain: whether one of these is. trouble:
+    what those left get when there is no further host. tried: addresses and ports asked in vain. transactions: how many
+    were begun.
     """
 
     def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes) -> None:
         self.left = list(recipients)
         self.outcomes: dict[int, Outcome] = {}
+        self.uncertain = False
         self.trouble: Outcome | None = None
         self.tried: set[tuple[str, int]] = set()
         self.transactions = 0
@@ -68,37 +72,38 @@ class Attempt:
         if self._open is None:
             return None
         (connection, transaction), self._open = self._open, None
-        if not goes_on(Stage.MAIL, transaction.sender):
-            return self._apply(connection, Stage.MAIL, transaction.sender, self.left)
+        if not goes_on(MAIL, transaction.sender):
+            return self._apply(connection, MAIL, transaction.sender, self.left)
         accepted, lost = self._judge_recipients(connection, transaction)
         if lost is not None or not accepted:
             return lost
-        if not goes_on(Stage.DATA, transaction.data):
-            return self._apply(connection, Stage.DATA, transaction.data, accepted)
+        if not goes_on(DATA, transaction.data):
+            return self._apply(connection, DATA, transaction.data, accepted)
         if not transaction.dot_sent:
-            return self._apply(connection, Stage.DATA, None, accepted)
-        if not goes_on(Stage.DOT, transaction.dot):
-            return self._apply(connection, Stage.DOT, transaction.dot, accepted)
+            return self._apply(connection, DATA, None, accepted)
+        if not goes_on(DOT, transaction.dot):
+            return self._apply(connection, DOT, transaction.dot, accepted)
         assert transaction.dot is not None
         answer = reply.shortened(transaction.dot)
-        self._give(accepted, Outcome(Verdict.DELIVERED, Scope.RECIPIENT, answer, connection.label))
+        self._give(accepted, Outcome(*_TAKEN, answer, connection.label))
         return None
 
     def end(self, outcome: Outcome) -> None:
         """The attempt is over: what is known of a transaction that was cut off counts, the rest get `outcome`."""
         self.judge()
-        self._give(self.left, outcome)
+        if self.left:
+            self._give(self.left, outcome)
 
     def _judge_recipients(self, connection: Connection, transaction: Transaction) -> tuple[list[int], Stage | None]:
         accepted: list[int] = []
         for position, recipient in enumerate(self._batch):
             answers = transaction.recipients
             answer = answers[position] if position < len(answers) else None
-            if goes_on(Stage.RCPT, answer):
+            if goes_on(RCPT, answer):
                 accepted.append(recipient)
-            elif ruling(Stage.RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
+            elif ruling(RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
                 connection.batch = len(accepted)
-            elif (lost := self._apply(connection, Stage.RCPT, answer, [recipient])) is not None:
+            elif (lost := self._apply(connection, RCPT, answer, [recipient])) is not None:
                 return accepted, lost
         return accepted, None
 
@@ -114,6 +119,7 @@ class Attempt:
                 return stage if outcome.uncertain else None
 
     def _give(self, recipients: list[int], outcome: Outcome) -> None:
+        self.uncertain = self.uncertain or outcome.uncertain
         for recipient in recipients:
             self.outcomes[recipient] = outcome
         self.left = [recipient for recipient in self.left if recipient not in self.outcomes]

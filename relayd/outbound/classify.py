@@ -32,6 +32,10 @@ class Stage(enum.Enum):
         self.last = last
 
 
+# A member's own name: looking one up in its class takes longer than all that a reply is asked.
+GREETING, EHLO, STARTTLS, LOGIN, MAIL, RCPT, DATA, DOT = Stage
+
+
 class Step(enum.Enum):
     """What happens next for the recipients a reply is about."""
 
@@ -65,25 +69,25 @@ _UNCERTAIN = Ruling(Verdict.DEFERRED, Scope.SESSION, Step.SETTLE, uncertain=True
 
 # fmt: off
 TABLE: dict[Stage, tuple[Ruling, Ruling, Ruling]] = {
-    #                4xx               5xx               connection lost, silence, protocol error, 421
-    Stage.GREETING: (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
-    Stage.EHLO:     (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
-    Stage.STARTTLS: (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
-    Stage.LOGIN:    (_OUR_FAULT,       _OUR_FAULT,       _NEXT_HOST),
-    Stage.MAIL:     (_MESSAGE_LATER,   _MESSAGE_NEVER,   _SESSION_OVER),
-    Stage.RCPT:     (_RECIPIENT_LATER, _RECIPIENT_NEVER, _SESSION_OVER),
-    Stage.DATA:     (_MESSAGE_LATER,   _MESSAGE_NEVER,   _SESSION_OVER),
-    Stage.DOT:      (_MESSAGE_LATER,   _MESSAGE_NEVER,   _UNCERTAIN),
+    #          4xx               5xx               connection lost, silence, protocol error, 421
+    GREETING: (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
+    EHLO:     (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
+    STARTTLS: (_NEXT_HOST,       _NEXT_HOST,       _NEXT_HOST),
+    LOGIN:    (_OUR_FAULT,       _OUR_FAULT,       _NEXT_HOST),
+    MAIL:     (_MESSAGE_LATER,   _MESSAGE_NEVER,   _SESSION_OVER),
+    RCPT:     (_RECIPIENT_LATER, _RECIPIENT_NEVER, _SESSION_OVER),
+    DATA:     (_MESSAGE_LATER,   _MESSAGE_NEVER,   _SESSION_OVER),
+    DOT:      (_MESSAGE_LATER,   _MESSAGE_NEVER,   _UNCERTAIN),
 }
 
 EXCEPTIONS: dict[tuple[Stage, int], Ruling] = {
     # RFC 5321 §4.5.3.1.10: too many recipients is 452, and 552 from older servers.
-    (Stage.RCPT, 452): _RECIPIENTS_FULL,
-    (Stage.RCPT, 552): _RECIPIENTS_FULL,
+    (RCPT, 452): _RECIPIENTS_FULL,
+    (RCPT, 552): _RECIPIENTS_FULL,
     # RFC 4954 §6: the peer wants credentials that this relay did not show.
-    (Stage.MAIL, 530): _OUR_FAULT,
-    (Stage.MAIL, 535): _OUR_FAULT,
-    (Stage.MAIL, 538): _OUR_FAULT,
+    (MAIL, 530): _OUR_FAULT,
+    (MAIL, 535): _OUR_FAULT,
+    (MAIL, 538): _OUR_FAULT,
 }
 # fmt: on
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import re
 import ssl
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from relayd import metrics
 from relayd.message.outcome import Outcome
 from relayd.message.site import Host
-from relayd.outbound.classify import Stage, Step, goes_on, ruling
+from relayd.outbound.classify import DATA, EHLO, GREETING, MAIL, RCPT, Stage, Step, goes_on, ruling
 from relayd.outbound.protocol import BLOCK, PipeliningProtocol
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -34,7 +33,7 @@ LOCAL_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 """Errors of connecting that say nothing about the peer."""
 
 _DOT = b".\r\n"
-_FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
+_CONTROLS = bytes(range(0x20)) + b"\x7f"
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -70,14 +69,34 @@ class Transaction(msgspec.Struct, gc=False):
     dot_sent: bool = False
 
     @property
+    def commands(self) -> bytes:
+        """All up to the content."""
+        return _lines(self.mail, *self.rcpt, b"DATA")
+
+    def answered(self, replies: list[Reply]) -> None:
+        """Take the replies to `commands`, as many as came."""
+        count = len(self.rcpt)
+        if replies:
+            self.sender = replies[0]
+            self.recipients = replies[1 : count + 1]
+            self.data = replies[-1] if len(replies) == count + 2 else None
+
+    @property
     def wanted(self) -> bool:
         """Whether the peer took the sender and a recipient."""
-        return goes_on(Stage.MAIL, self.sender) and any(goes_on(Stage.RCPT, answer) for answer in self.recipients)
+        if goes_on(MAIL, self.sender):
+            for answer in self.recipients:  # a generator costs more, and this runs for every message
+                if goes_on(RCPT, answer):
+                    return True
+        return False
 
     @property
     def over(self) -> bool:
         """Whether the answer to a recipient ended the session (421, or what is no answer to RCPT)."""
-        return any(_ends(Stage.RCPT, answer) for answer in self.recipients)
+        for answer in self.recipients:  # noqa: SIM110  # as above
+            if _ends(answer):
+                return True
+        return False
 
 
 class Connection:
@@ -116,20 +135,20 @@ class Connection:
     async def greet(self, hostname: str) -> Outcome | None:
         """Wait for the greeting, say EHLO; an outcome when the session does not come about."""
         answer = next(iter(await self._protocol.answers(self._timeouts.banner)), None)
-        if not goes_on(Stage.GREETING, answer):
-            return self.outcome(Stage.GREETING, answer)
+        if not goes_on(GREETING, answer):
+            return self.outcome(GREETING, answer)
         return await self.hello(hostname)
 
     async def hello(self, hostname: str) -> Outcome | None:
         """EHLO, and HELO where that is not known (RFC 5321 §3.2)."""
         name = hostname.encode("ascii")
         answer = await self._ask(b"EHLO " + name, self._timeouts.ehlo)
-        if goes_on(Stage.EHLO, answer):
+        if goes_on(EHLO, answer):
             self.extensions, _ = parse_esmtp_extensions(answer.text if answer else "")
             return None
         if answer is not None and answer.code >= 500:
             answer = await self._ask(b"HELO " + name, self._timeouts.ehlo)
-        return None if goes_on(Stage.EHLO, answer) else self.outcome(Stage.EHLO, answer)
+        return None if goes_on(EHLO, answer) else self.outcome(EHLO, answer)
 
     async def secure(self, context: ssl.SSLContext, hostname: str) -> bool:
         """STARTTLS and EHLO again (RFC 3207 §4.2). False: that failed, and the connection is closed."""
@@ -150,13 +169,15 @@ class Connection:
         """Fill in the transaction's replies. Afterwards the connection is ready for the next one, or not usable."""
         self.transactions += 1
         if "pipelining" in self.extensions:
-            await self._envelope_at_once(transaction)
+            # RFC 2920 §3.1: MAIL, RCPT and DATA in one write.
+            replies = len(transaction.rcpt) + 2
+            transaction.answered(await self._protocol.exchange(transaction.commands, replies, self._timeouts.rcpt))
         else:
             await self._envelope_in_turn(transaction)
         if transaction.over:
             # Even if the peer talks on: those it took go to the next host too, and must not have the message twice.
             self.abort("ended the session at RCPT")
-        elif goes_on(Stage.DATA, transaction.data):
+        elif goes_on(DATA, transaction.data):
             await self._content(transaction)
         if transaction.dot is None and self.usable:
             await self._reset()
@@ -169,29 +190,19 @@ class Connection:
         return Outcome(verdict.verdict, verdict.scope, reply.shortened(answer), self.label, verdict.uncertain)
 
     async def _ask(self, command: bytes, silence: float) -> Reply | None:
-        return next(iter(await self._protocol.exchange(_line(command), 1, silence)), None)
-
-    async def _envelope_at_once(self, transaction: Transaction) -> None:
-        """MAIL, RCPT and DATA in one write (RFC 2920 §3.1)."""
-        commands = b"".join([_line(transaction.mail), *map(_line, transaction.rcpt), b"DATA\r\n"])
-        count = len(transaction.rcpt)
-        answers = await self._protocol.exchange(commands, count + 2, self._timeouts.rcpt)
-        if answers:
-            transaction.sender = answers[0]
-            transaction.recipients = answers[1 : count + 1]
-            transaction.data = answers[-1] if len(answers) == count + 2 else None
+        return next(iter(await self._protocol.exchange(_lines(command), 1, silence)), None)
 
     async def _envelope_in_turn(self, transaction: Transaction) -> None:
         """One command at a time, as far as the answers go on."""
         transaction.sender = await self._ask(transaction.mail, self._timeouts.mail)
-        if not goes_on(Stage.MAIL, transaction.sender):
+        if not goes_on(MAIL, transaction.sender):
             return
         for command in transaction.rcpt:
             answer = await self._ask(command, self._timeouts.rcpt)
             if answer is None:
                 return
             transaction.recipients.append(answer)
-            if _ends(Stage.RCPT, answer):
+            if _ends(answer):
                 return
         if transaction.wanted:
             transaction.data = await self._ask(b"DATA", self._timeouts.data)
@@ -200,7 +211,7 @@ class Connection:
         """What follows 354: the body and the dot, or the dot alone where no recipient was taken."""
         protocol = self._protocol
         if not transaction.wanted:
-            if goes_on(Stage.MAIL, transaction.sender):
+            if goes_on(MAIL, transaction.sender):
                 # RFC 2920 §3.1: 354 though no recipient was taken; the server must refuse an empty message.
                 await self._ask(b".", self._timeouts.dot)
             else:
@@ -225,7 +236,7 @@ class Connection:
 
     async def _reset(self) -> None:
         """RSET, so that nothing of an unfinished transaction is left (RFC 5321 §4.1.1.5)."""
-        if not goes_on(Stage.MAIL, await self._ask(b"RSET", self._timeouts.rset)):
+        if not goes_on(MAIL, await self._ask(b"RSET", self._timeouts.rset)):
             self.abort("RSET was not answered 250")
 
 
@@ -301,7 +312,7 @@ class Connector:
 
 
 def _unreachable(host: Host, address: str, why: str) -> Outcome:
-    verdict = ruling(Stage.GREETING, None)
+    verdict = ruling(GREETING, None)
     answer = reply.unreachable(_label(host, address), why)
     return Outcome(verdict.verdict, verdict.scope, answer)
 
@@ -315,12 +326,13 @@ def _label(host: Host, address: str) -> str:
     return f"{host.name}[{address}]:{host.port}"
 
 
-def _ends(stage: Stage, answer: Reply) -> bool:
-    return not goes_on(stage, answer) and ruling(stage, answer).step is Step.NEXT_HOST
+def _ends(answer: Reply) -> bool:
+    return not goes_on(RCPT, answer) and ruling(RCPT, answer).step is Step.NEXT_HOST
 
 
-def _line(command: bytes) -> bytes:
-    """The command with its CRLF; ValueError rather than a second command smuggled inside the first."""
-    if _FORBIDDEN.search(command):
+def _lines(*commands: bytes) -> bytes:
+    """The commands, each with its CRLF; ValueError rather than a further one smuggled inside one of them."""
+    lines = b"\r\n".join((*commands, b""))
+    if len(lines) - len(lines.translate(None, _CONTROLS)) != 2 * len(commands):
         raise ValueError("control character in a command")
-    return command + b"\r\n"
+    return lines

@@ -15,7 +15,7 @@ from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Host, Site
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.attempt import Attempt
-from relayd.outbound.classify import Stage
+from relayd.outbound.classify import MAIL, Stage
 from relayd.outbound.connection import LOCAL_TROUBLE, Connection, Connector
 from relayd.outbound.pool import Pool
 from relayd.resolver.client import Resolver
@@ -24,6 +24,13 @@ from relayd.smtp import reply
 
 MAX_ADDRESSES = 5
 """Addresses asked in one attempt (Postfix's smtp_mx_address_limit)."""
+
+_INTERNAL_ERROR = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
+_SHUTTING_DOWN = Outcome(Verdict.DEFERRED, Scope.SESSION, reply.SHUTTING_DOWN)
+
+# No host had an address that may be used: that fails (RFC 3463 X.4.4), but not for our own configuration (I4).
+_NO_ADDRESS = Outcome(Verdict.FAILED, Scope.SITE, reply.NO_ADDRESS)
+_NO_ADDRESS_YET = Outcome(Verdict.DEFERRED, Scope.SITE, reply.NO_ADDRESS_YET)
 
 
 class Delivery:
@@ -44,20 +51,20 @@ class Delivery:
         Cancelled, it ends at once; a dot that was sent and not answered by then is uncertain (I3).
         """
         attempt = Attempt(entry.message, entry.recipients, body)
-        rest = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
+        rest = _INTERNAL_ERROR
         try:
             await self._carry(site, attempt)
-            rest = attempt.trouble or _nowhere(site)
+            rest = attempt.trouble or (_NO_ADDRESS_YET if site.trusted else _NO_ADDRESS)
         except asyncio.CancelledError:
             # Not raised again: the caller has these outcomes to record before it ends.
-            rest = Outcome(Verdict.DEFERRED, Scope.SESSION, reply.SHUTTING_DOWN)
+            rest = _SHUTTING_DOWN
         except OSError as error:
             rest = _local(error, entry)
         except Exception:  # noqa: BLE001  # a poison message is isolated: it defers, whatever it broke (I9)
             log.bug("delivery", id=entry.message.id)
             metrics.bugs.inc()
         attempt.end(rest)
-        if any(outcome.uncertain for outcome in attempt.outcomes.values()):
+        if attempt.uncertain:
             metrics.uncertain_deliveries.inc()
         return attempt.outcomes
 
@@ -65,7 +72,7 @@ class Delivery:
         connection = self._pool.take(site)
         if connection is not None:
             lost = await self._over(connection, site, attempt)
-            if lost is Stage.MAIL and attempt.transactions == 1:
+            if lost is MAIL and attempt.transactions == 1:
                 # It had been closed while it was idle: that says nothing about the host.
                 attempt.trouble = None
             elif lost is not None:
@@ -132,13 +139,6 @@ def _any_address(_text: str) -> bool:
     return True
 
 
-def _nowhere(site: Site) -> Outcome:
-    """No host had an address that may be used: that fails (RFC 3463 X.4.4), but not for our own configuration (I4)."""
-    if site.trusted:
-        return Outcome(Verdict.DEFERRED, Scope.SITE, reply.NO_ADDRESS_YET)
-    return Outcome(Verdict.FAILED, Scope.SITE, reply.NO_ADDRESS)
-
-
 def _local(error: OSError, entry: Entry) -> Outcome:
     """Descriptors or buffers are short, or something is broken here: the peer is not to blame (I4)."""
     if error.errno in LOCAL_TROUBLE:
@@ -146,4 +146,4 @@ def _local(error: OSError, entry: Entry) -> Outcome:
         return Outcome(Verdict.DEFERRED, Scope.SESSION, reply.LOCAL_TROUBLE)
     log.bug("delivery", id=entry.message.id)
     metrics.bugs.inc()
-    return Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
+    return _INTERNAL_ERROR

@@ -1,7 +1,8 @@
 """Makes mail move: entries into the scheduler, work out of it, outcomes into the queue. The only one to talk to it.
 
-Owns the tasks (one for each busy connection slot, one for each domain being resolved) and the timer. Decides without
-awaiting; knows when something is tried, not how (`delivery`) nor what a reply means (`classify`). service makes it.
+Owns the tasks (one for each busy connection slot, some at rest, one for each domain being resolved) and the timer.
+Decides without awaiting; knows when something is tried, not how (`delivery`) nor what a reply means (`classify`).
+service makes it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
 from relayd.spool.queue import Queue
-from relayd.spool.records import Message, Result, State
+from relayd.spool.records import DEFERRED, Message, Result
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
@@ -41,6 +42,9 @@ UNHEALTHY_PAUSE = 1.0
 
 CUT_SECONDS = 2.0
 """Seconds an attempt may take to end after it was cut; it has nothing to wait for."""
+
+MAX_RESTING = 100
+"""Workers kept when there is no work for them; beyond, they end. Waking one costs less than starting one."""
 
 BUG_PAUSE = 60.0
 """Seconds until an entry is tried again whose outcomes could not be turned into a record."""
@@ -79,6 +83,7 @@ class Dispatcher:
         self._settling = Settling(hostname, settings, queue, random, self._ended)
         self._working: set[asyncio.Task[None]] = set()
         self._resolving: set[asyncio.Task[None]] = set()
+        self._resting: list[asyncio.Future[tuple[Site, Entry] | None]] = []
         self._unresolved: deque[str] = deque()  # as many as domains wait in the scheduler, at most
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -112,6 +117,8 @@ class Dispatcher:
         self._running = False
         self._stop_timer()
         self._pool.close()
+        while self._resting:
+            self._resting.pop().set_result(None)
         for task in self._resolving:
             task.cancel()
         if tasks := self._working | self._resolving:
@@ -135,7 +142,10 @@ class Dispatcher:
         due = self._scheduler.advance(now)
         self._route(now)
         while (work := self._scheduler.take()) is not None:
-            self._own(self._working, self._work(*work))
+            if self._resting:
+                self._resting.pop().set_result(work)
+            else:
+                self._own(self._working, self._work(*work))
         if due is not None:
             self._wake_at(due)
 
@@ -163,7 +173,7 @@ class Dispatcher:
             self._scheduler.bind(domain, site, clock.monotonic() + valid)
 
     async def _work(self, site: Site, entry: Entry) -> None:
-        """One slot of a site: its next entry, and the next, until none is ready."""
+        """One worker: an entry, then its site's next, and when none is ready, whatever `_pump` finds."""
         while True:
             message = self._queue.get(entry.message.id)
             try:
@@ -171,12 +181,24 @@ class Dispatcher:
             finally:
                 self._scheduler.release(site)
             self._settle(entry, outcomes)
+            del message, outcomes  # a worker at rest must not keep a body in memory
+            work = None
             if not self._queue.healthy:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
+            elif self._running:
+                work = self._scheduler.take(site)
+            work = work or await self._rest()
+            if work is None:
                 return
-            if not (self._running and (work := self._scheduler.take(site))):
-                return
-            entry = work[1]
+            site, entry = work
+
+    async def _rest(self) -> tuple[Site, Entry] | None:
+        """Wait to be given work; None when it is time to end."""
+        if not self._running or len(self._resting) >= MAX_RESTING:
+            return None
+        given: asyncio.Future[tuple[Site, Entry] | None] = asyncio.get_running_loop().create_future()
+        self._resting.append(given)
+        return await given
 
     # --- ending it --------------------------------------------------------------------------------------------------
 
@@ -191,10 +213,11 @@ class Dispatcher:
 
     def _ended(self, entry: Entry, results: tuple[Result, ...]) -> None:
         """The results of an entry are durable. Who is deferred is in the scheduler again before the entry leaves."""
-        deferred = tuple(result.recipient for result in results if result.state is State.DEFERRED)
+        deferred = [result for result in results if result.state is DEFERRED]
         if deferred:
-            due = next(result.due for result in results if result.state is State.DEFERRED)
-            self._put_back(entry, deferred, entry.attempts + 1, _monotonic(due, clock.monotonic()))
+            recipients = tuple(result.recipient for result in deferred)
+            due = _monotonic(deferred[0].due, clock.monotonic())
+            self._put_back(entry, recipients, entry.attempts + 1, due)
         else:
             self._scheduler.finish(entry)
 
@@ -244,10 +267,11 @@ class Dispatcher:
 def _groups(message: Message) -> dict[tuple[str, int, float], list[int]]:
     """Unfinished recipients by what makes one attempt: domain, attempts so far, due time (wall)."""
     groups: dict[tuple[str, int, float], list[int]] = {}
-    for recipient, (address, result) in enumerate(zip(message.envelope.recipients, message.results, strict=True)):
+    for recipient, address in enumerate(message.envelope.recipients):
+        result = message.results[recipient]
         if result is None:
             groups.setdefault((route_key(address), 0, 0.0), []).append(recipient)
-        elif not result.state.final:
+        elif result.state is DEFERRED:
             groups.setdefault((route_key(address), result.attempts, result.due), []).append(recipient)
     return groups
 

@@ -40,11 +40,11 @@ class PipeliningProtocol(SMTPProtocol):
         self._deadline = 0.0
         self._quitting = False
 
-    async def exchange(self, commands: bytes, replies: int, silence: float) -> list[Reply]:
-        """Write, then wait for so many replies, at most `silence` seconds for each next one."""
+    def exchange(self, commands: bytes, replies: int, silence: float) -> Awaitable[list[Reply]]:
+        """Write; await the result for so many replies, at most `silence` seconds for each next one."""
         self.expect(replies)
         self.send(commands)
-        return await self.answers(silence)
+        return self.answers(silence)
 
     def expect(self, replies: int) -> None:
         """From now on so many replies may arrive."""
@@ -54,10 +54,10 @@ class PipeliningProtocol(SMTPProtocol):
         """Write unless the connection is over."""
         if self.failure:
             return
-        try:
-            self.write(data)  # type: ignore[arg-type]  # transports take any buffer, aiosmtplib says bytes
-        except SMTPServerDisconnected:
+        if self.transport is None or self.transport.is_closing():
             self.fail("connection lost")
+        else:
+            self.transport.write(data)  # type: ignore[attr-defined]  # aiosmtplib declares the base class of transports
 
     async def send_blocks(self, data: bytes, silence: float) -> bool:
         """Write much data as fast as the peer takes it; False when a reply, or the end, came before all was out."""
@@ -67,15 +67,22 @@ class PipeliningProtocol(SMTPProtocol):
                 return False
             self.send(view[start : start + BLOCK])
             if self._paused:
-                await self._patiently(self._drain_helper(), silence)
+                await self._drained(silence)
         return not self.failure and not self._replies
 
     async def answers(self, silence: float) -> list[Reply]:
         """The replies awaited. Cancelled while waiting, the connection is over: an answer would come unasked."""
         if len(self._replies) < self._awaited and not self.failure:
+            self._watch(silence)
             self._wakened = self._loop.create_future()
-            await self._patiently(self._wakened, silence)
-            self._wakened = None
+            try:
+                await self._wakened
+            except asyncio.CancelledError:
+                self.fail("cut off")
+                raise
+            finally:
+                self._wakened = None
+                self._silence = 0.0
         replies, self._replies, self._awaited = self._replies[: self._awaited], [], 0
         return replies
 
@@ -89,7 +96,7 @@ class PipeliningProtocol(SMTPProtocol):
     def cut(self) -> None:
         """Drop the transport, whatever state it is in."""
         if self.transport is not None:
-            self.transport.abort()  # type: ignore[attr-defined]  # aiosmtplib declares the base class of transports
+            self.transport.abort()  # type: ignore[attr-defined]  # as in send
 
     def quit(self, seconds: float) -> None:
         """Say QUIT and close when it is answered, or after `seconds`. Returns at once."""
@@ -142,11 +149,11 @@ class PipeliningProtocol(SMTPProtocol):
             raise SMTPServerDisconnected(self.failure)
         return SMTPResponse(replies[0].code, replies[0].text)
 
-    async def _patiently(self, awaited: Awaitable[None], silence: float) -> None:
-        """Await with a watch on the peer's silence; cancelled, the connection is over."""
+    async def _drained(self, silence: float) -> None:
+        """Wait until the peer has taken what was written; cancelled, the connection is over."""
         self._watch(silence)
         try:
-            await awaited
+            await self._drain_helper()
         except ConnectionError as error:
             self.fail(str(error))
         except asyncio.CancelledError:

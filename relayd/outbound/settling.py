@@ -19,15 +19,17 @@ from relayd.scheduler.entry import Entry
 from relayd.smtp import reply
 from relayd.smtp.address import NULL
 from relayd.spool.queue import Queue
-from relayd.spool.records import Accepted, Message, Result, Settled, State
+from relayd.spool.records import DEFERRED, DELIVERED, EXPIRED, FAILED, Accepted, Message, Result, Settled
 
-_STATES = {Verdict.DELIVERED: State.DELIVERED, Verdict.FAILED: State.FAILED, Verdict.DEFERRED: State.DEFERRED}
+_STATES = {Verdict.DELIVERED: DELIVERED, Verdict.FAILED: FAILED, Verdict.DEFERRED: DEFERRED}
+
+_LOST = (FAILED, EXPIRED)
 
 _COUNTERS = {
-    State.DELIVERED: metrics.delivered,
-    State.DEFERRED: metrics.deferred,
-    State.FAILED: metrics.failed,
-    State.EXPIRED: metrics.failed,
+    DELIVERED.value: metrics.delivered,
+    DEFERRED.value: metrics.deferred,
+    FAILED.value: metrics.failed,
+    EXPIRED.value: metrics.failed,
 }
 
 Ended = Callable[[Entry, tuple[Result, ...]], None]
@@ -51,13 +53,11 @@ class Settling:
             # Removed by the operator during the attempt.
             self._ended(entry, ())
             return
-        # What this shutdown cut off was no attempt: the spool still says what it said before.
-        outcomes = {r: outcome for r, outcome in outcomes.items() if outcome.reply is not reply.SHUTTING_DOWN}
-        if not outcomes:
-            return
         now = clock.wall()
         results = self._results(entry, outcomes, now)
-        failed = [result for result in results if result.state in (State.FAILED, State.EXPIRED)]
+        if not results:
+            return
+        failed = [result for result in results if result.state in _LOST]
         notification = None
         if failed and message.envelope.sender != NULL:
             notification = self._notification(message, failed, now)
@@ -68,15 +68,19 @@ class Settling:
 
     def _results(self, entry: Entry, outcomes: Mapping[int, Outcome], now: float) -> tuple[Result, ...]:
         attempts = entry.attempts + 1
-        due = self._due(entry, now)
-        expired = now >= entry.message.accepted_at + self._max_age
+        due = 0.0
         results = []
         for recipient, outcome in outcomes.items():
-            state = _STATES[outcome.verdict]
-            if expired and state is State.DEFERRED:
-                # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
-                state = State.EXPIRED
-            until = due if state is State.DEFERRED else 0.0
+            state, until = _STATES[outcome.verdict], 0.0
+            if state is DEFERRED:
+                if outcome.reply is reply.SHUTTING_DOWN:
+                    # What this shutdown cut off was no attempt: the spool still says what it said before.
+                    continue
+                if now >= entry.message.accepted_at + self._max_age:
+                    # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
+                    state = EXPIRED
+                else:
+                    until = due = due or self._due(entry, now)
             results.append(Result(recipient, state, attempts, now, until, outcome.reply, outcome.host))
         return tuple(results)
 
@@ -99,36 +103,38 @@ class Settling:
         due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
         return tuple(
             result
-            if result.state is State.DELIVERED or result.state is State.DEFERRED
-            else Result(result.recipient, State.DEFERRED, result.attempts, now, due, result.reply, result.host)
+            if result.state not in _LOST
+            else Result(result.recipient, DEFERRED, result.attempts, now, due, result.reply, result.host)
             for result in results
         )
 
     def _recorded(self, entry: Entry, outcomes: Mapping[int, Outcome], settled: Settled) -> None:
         """The record is durable: now it counts."""
         envelope = entry.message
+        failed = 0
         for result in settled.results:
             age = result.at - envelope.accepted_at
-            _COUNTERS[result.state].inc()
-            if result.state.final:
+            state = result.state.value
+            _COUNTERS[state].inc()
+            failed += result.state in _LOST
+            if result.state is not DEFERRED:
                 metrics.delivery_seconds.observe(age)
             log.attempted(
                 envelope,
                 envelope.recipients[result.recipient],
                 outcomes[result.recipient],
-                state=result.state.value,
+                state=state,
                 attempts=result.attempts,
                 delay=age,
             )
-        self._told(settled, envelope.sender)
+        if failed:
+            self._told(settled, envelope.sender, failed)
         self._ended(entry, settled.results)
 
-    def _told(self, settled: Settled, sender: str) -> None:
+    def _told(self, settled: Settled, sender: str, failed: int) -> None:
         if settled.notification is not None:
             metrics.notifications.inc()
             log.notified(settled.message, settled.notification.envelope.id, sender)
-            return
-        failed = sum(result.state in (State.FAILED, State.EXPIRED) for result in settled.results)
-        if failed:
+        else:
             metrics.notifications_dropped.inc()
             log.unnotified(settled.message, failed)

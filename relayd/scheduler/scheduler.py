@@ -91,6 +91,8 @@ class Scheduler:
         """
         self._forget_bindings(now)
         deferred = self._deferred
+        if not deferred:
+            return None
         for _ in range(ADVANCED_AT_ONCE):
             if not deferred or deferred[0][0] > now:
                 break

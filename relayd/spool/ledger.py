@@ -91,7 +91,7 @@ class Ledger:
         known = self.messages.get(name)
         if known is None:
             known = Message.of(accepted)
-            if known.done:
+            if accepted.results and known.done:
                 return
             self.messages[name] = known
         elif known.envelope != accepted.envelope or known.body != accepted.body:
@@ -103,7 +103,8 @@ class Ledger:
         self._home[name] = segment
         segment.live[name] = octets
         self.live_octets += octets
-        if known.done:
+        # A new message brings no results: it is not asked whether it is done.
+        if accepted.results and known.done:
             self._end(name)
 
     def _settle(self, settled: Settled) -> None:

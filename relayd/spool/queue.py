@@ -103,8 +103,10 @@ class Queue:
         return queue_id.compose(shard, self._entropy())
 
     def _shortest_line(self) -> Store:
-        short = (store for store in self._accepting if store.load < SHORT_LINE)
-        return next(short, None) or min(self._accepting, key=_load)
+        for store in self._accepting:
+            if store.load < SHORT_LINE:
+                return store
+        return min(self._accepting, key=_load)
 
     def _entropy(self) -> bytes:
         """Ten octets nobody can guess; from the system in bulk, as each call lets go of the interpreter."""
@@ -181,8 +183,11 @@ class Queue:
 
     def get(self, name: str) -> Message | None:
         """The live message with this queue id; None when there is none, or the text is no id."""
-        repair = self._repairs.get(queue_id.shard_of(name)) if queue_id.is_valid(name) else None
-        return None if repair is None else repair.store.messages.get(name)
+        try:
+            store = self._repairs[queue_id.shard_of(name)].store
+        except (KeyError, ValueError):
+            return None
+        return store.messages.get(name)
 
     def messages(self) -> Iterable[Message]:
         """A snapshot of the live messages, oldest first."""

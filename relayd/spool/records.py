@@ -25,6 +25,9 @@ class State(enum.Enum):
         return self is not State.DEFERRED
 
 
+# A member's own name: looking one up in its class costs more than most that is done with a recipient's state.
+DEFERRED, DELIVERED, FAILED, EXPIRED = State
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 """Bounds are checked where a record is read back: no NaN and no infinity comes out of a damaged file."""
@@ -73,7 +76,8 @@ class Message(msgspec.Struct, gc=False):
         """The message an Accepted record begins."""
         results: list[Result | None] = [None] * len(accepted.envelope.recipients)
         message = cls(accepted.envelope, accepted.body, results)
-        message.apply(accepted.results)
+        if accepted.results:
+            message.apply(accepted.results)
         return message
 
     def apply(self, results: tuple[Result, ...]) -> None:
@@ -82,13 +86,13 @@ class Message(msgspec.Struct, gc=False):
             if result.recipient >= len(self.results):
                 continue
             current = self.results[result.recipient]
-            if current is None or not current.state.final:
+            if current is None or current.state is DEFERRED:
                 self.results[result.recipient] = result
 
     @property
     def done(self) -> bool:
         """Whether every recipient has reached its end. O(recipients)."""
         for result in self.results:  # noqa: SIM110  # a generator costs more, and this runs for every outcome
-            if result is None or result.state is State.DEFERRED:
+            if result is None or result.state is DEFERRED:
                 return False
         return True

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import msgspec
 
 from relayd import clock, log, metrics
 from relayd.spool import journal, recovery
@@ -45,7 +47,7 @@ TIDY_INTERVAL = 60.0
 CLOSE_SECONDS = 10.0
 
 
-class _Batch(NamedTuple):
+class _Batch(msgspec.Struct, eq=False):
     records: Sequence[Record]
     items: Sequence[Item]
     done: asyncio.Future[None] | None
@@ -163,7 +165,7 @@ class JournalStore:
 
     def commit(self, batch: Sequence[Record]) -> asyncio.Future[None]:
         """Hand over at once; see `Store.commit`. O(1) and no copy of a body."""
-        items = [journal.encode(record) for record in batch]
+        items = list(map(journal.encode, batch))
         done: asyncio.Future[None] = self._loop.create_future()
         if not self._open:
             done.set_exception(StoreError(f"{self._directory} is closed"))
@@ -198,7 +200,8 @@ class JournalStore:
         while self._waiting and octets < GROUP_OCTETS:
             batch = self._waiting.popleft()
             group.append(batch)
-            octets += sum(len(item.body) for item in batch.items)
+            for item in batch.items:
+                octets += len(item.body)
         return group
 
     def _carried(self) -> list[_Batch]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import time
 
 import pytest
@@ -15,8 +16,8 @@ from tests.fakes.smtp_peer import DROP, SILENCE
 from tests.integration.outbound.rig import BODY, QUICK, Relay
 
 
-def count(name):
-    return getattr(metrics, name)._value.get()
+def count(name, **labels):
+    return metrics.REGISTRY.get_sample_value(f"relayd_{name}_total", labels)
 
 
 @pytest.fixture
@@ -28,13 +29,13 @@ async def dns():
 async def test_a_message_goes_out_and_is_gone(start, relay, eventually):
     peer = await start()
     relay = await relay(routes={"*": [peer]})
-    before = count("delivered")
+    before = count("deliveries", result="delivered")
     await relay.submit("b@peer.example", "c@peer.example", "d@other.example")
     await eventually(lambda: relay.empty)
     # One message, one domain: a transaction each, over the one connection limit of a shared site.
     assert sorted(len(message.recipients) for message in peer.messages) == [1, 2]
     assert all(message.body == BODY for message in peer.messages)
-    assert count("delivered") - before == 3
+    assert count("deliveries", result="delivered") - before == 3
 
 
 async def test_a_thousand_messages_use_few_connections_and_each_arrives_once(start, relay, eventually):
@@ -61,9 +62,9 @@ async def test_what_is_deferred_is_tried_again_alone(start, relay, eventually):
 async def test_deferred_mail_is_recorded_with_its_due_time(start, relay, eventually):
     peer = await start({"MAIL": "451 4.7.1 greylisted"})
     relay = await relay(routes={"*": [peer]}, retry_schedule=(100, 200))
-    before = count("deferred")
+    before = count("deliveries", result="deferred")
     name = await relay.submit("a@peer.example")
-    await eventually(lambda: count("deferred") - before == 1)
+    await eventually(lambda: count("deliveries", result="deferred") - before == 1)
     result = relay.queue.get(name).results[0]
     assert (result.state, result.attempts) == (State.DEFERRED, 1)
     assert 89 < result.due - result.at < 111
@@ -242,6 +243,34 @@ async def test_draining_lets_attempts_in_flight_end_and_starts_none(start, relay
     assert (relay.dispatcher._working, relay.dispatcher._connector._live) == (set(), set())
 
 
+async def test_workers_without_work_are_kept_for_any_site_but_not_without_bound(start, relay, eventually, monkeypatch):
+    monkeypatch.setattr("relayd.outbound.dispatcher.MAX_RESTING", 2)
+    one, other = await start(), await start()
+    relay = await relay(routes={"one.example": [one], "other.example": [other]})
+    for peer, domain in ((one, "one.example"), (other, "other.example")):
+        for number in range(10):
+            await relay.submit(f"u{number}@{domain}")
+        await eventually(lambda peer=peer: len(peer.messages) == 10 and relay.empty)
+        await eventually(lambda: len(relay.dispatcher._working) <= 2)
+        workers = set(relay.dispatcher._working)
+    await relay.submit("last@one.example")
+    await eventually(lambda: len(one.messages) == 11)
+    assert relay.dispatcher._working == workers != set()
+    await relay.dispatcher.drain(1)
+    assert relay.dispatcher._working == set()
+
+
+async def test_a_worker_at_rest_keeps_no_body(start, relay, eventually):
+    peer = await start()
+    relay = await relay(routes={"*": [peer]})
+    body = b"Subject: none of its kind\r\n\r\nhello\r\n" * 2
+    before = sys.getrefcount(body)
+    await relay.submit("b@peer.example", body=body)
+    await eventually(lambda: relay.dispatcher._resting)
+    assert relay.empty
+    assert sys.getrefcount(body) == before
+
+
 async def test_a_drain_that_runs_out_cuts_and_counts_the_open_dot(start, relay, eventually):
     peer = await start({"DOT": SILENCE})
     stuck = await start({"MAIL": SILENCE})
@@ -263,7 +292,7 @@ async def test_a_bug_in_one_message_leaves_the_others_alone(start, relay, eventu
     peer = await start()
     relay = await relay(routes={"*": [peer]})
     before = count("bugs")
-    poison = await relay.submit("b@peer.example", body=b"a line without its end")
+    poison = await relay.submit("b@peer.example", body=b"no end of line")
     fine = await relay.submit("c@peer.example")
     await eventually(lambda: relay.queue.get(fine) is None)
     result = await eventually(lambda: relay.queue.get(poison).results[0])

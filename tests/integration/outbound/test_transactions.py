@@ -149,10 +149,10 @@ async def test_the_body_arrives_byte_for_byte(start, carrier, body, capabilities
     assert peer.messages[0].body == body
 
 
-async def test_a_body_without_an_end_is_never_sent_and_never_bounces(start, carrier):
-    """Stray line ends never come this far: inbound refuses them, and what the disk gives back is checked by `journal`."""
+@pytest.mark.parametrize("body", [b"no end", b"bare end\n", b"bare end\r", b"a\r\n."])
+async def test_a_damaged_body_is_never_sent_and_never_bounces(start, carrier, body):
     peer = await start()
-    outcomes = await carrier.carry(peer, body=b"no end")
+    outcomes = await carrier.carry(peer, body=body)
     assert verdicts(outcomes) == [DEFERRED]
     assert str(outcomes[0].reply).startswith("451 4.3.0")
     assert peer.messages == []

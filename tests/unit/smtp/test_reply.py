@@ -26,6 +26,23 @@ def test_replies_are_read() -> None:
     assert parse(b"250 a\n354 b\n") == [Reply(250, "", "a"), Reply(354, "", "b")]
 
 
+@pytest.mark.parametrize("cut", range(1, 26))
+def test_replies_seen_before_are_read_alike_however_they_arrive(cut: int) -> None:
+    data = b"250-a\r\n250 b\r\n354 go\r\n"
+    whole = [Reply(250, "", "a\nb"), Reply(354, "", "go")]
+    assert parse(b"250 b\r\n") == [Reply(250, "", "b")]
+    parser = ReplyParser()
+    assert parser.feed(data[:cut]) + parser.feed(data[cut:]) == whole
+    assert not parser.pending
+
+
+def test_what_came_before_a_malformed_reply_counts_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(ProtocolError) as raised:
+            parse(b"250 ok\r\nhello\r\n")
+        assert raised.value.before == [Reply(250, "", "ok")]
+
+
 @pytest.mark.parametrize(
     "data",
     [b"000 x\r\n", b"199 x\r\n", b"600 x\r\n", b"999 x\r\n", b"-50 x\r\n", b" 25 x\r\n", b"2_5 x\r\n", b"25 x\r\n", b"250X\r\n", b"2500 x\r\n",
