@@ -99,13 +99,24 @@ class RelayProcess:
 
     async def start(self, seconds: float = 30.0) -> None:
         """Start, and return when /readyz says so."""
+        self.launch()
+        assert await self.ready(seconds), f"relayd ended:\n{self.log()}"
+
+    def launch(self, *tracer: str) -> None:
+        """Start, and do not wait for anything. tracer: a command that runs the one it is given."""
         with (self.directory / "output.log").open("ab") as output:
-            self.process = subprocess.Popen(self._command("serve"), stdout=output, stderr=output, env=environment())
+            command = [*tracer, *self._command("serve")]
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
+
+    async def ready(self, seconds: float = 30.0) -> bool:
+        """Return when /readyz says so, True, or when the process has ended, False."""
         deadline = time.monotonic() + seconds
         while not await self._is_ready():
-            assert self.process.poll() is None, f"relayd ended with {self.process.returncode}:\n{self.log()}"
+            if self.process is None or self.process.poll() is not None:
+                return False
             assert time.monotonic() < deadline, f"not ready within {seconds} s:\n{self.log()}"
             await asyncio.sleep(0.02)
+        return True
 
     async def stop(self, seconds: float = 35.0) -> int:
         """SIGTERM; the exit status."""

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import NamedTuple, Self, cast
+
+OK = b"250 2.0.0 OK\r\n"
+
+
+def bare(path: bytes) -> str:
+    """The address in an argument of MAIL or RCPT."""
+    return path.decode().partition("<")[2].rpartition(">")[0]
 
 
 class Received(NamedTuple):
@@ -17,24 +25,23 @@ class Received(NamedTuple):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The recipients' bare addresses."""
-        return tuple(recipient.decode().partition("<")[2].rpartition(">")[0] for recipient in self.recipients)
+        return tuple(map(bare, self.recipients))
 
     def behind_trace(self) -> bytes:
-        """The content less its first header field, which must be Received."""
-        lines = self.content.split(b"\r\n")
-        assert lines[0].startswith(b"Received:"), lines[0]
-        end = next(place for place, line in enumerate(lines) if place and not line.startswith((b" ", b"\t")))
-        return b"\r\n".join(lines[end:])
+        """The content less its first header field, when that is Received; the whole of it otherwise."""
+        return re.sub(rb"\AReceived:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*", b"", self.content)
 
 
 class Sink:
     """Listens on a free loopback port. received: what came, in order, unless `on_message` was given to take it."""
 
-    def __init__(self, on_message: Callable[[Received], None] | None = None) -> None:
+    def __init__(self, on_message: Callable[[Received], object] | None = None) -> None:
         self.received: list[Received] = []
         self.connections = 0
         self.port = 0
-        self.take = on_message or self.received.append
+        self.delay = 0.0
+        """Seconds until a message is answered."""
+        self._take = on_message or self.received.append
         self._sessions: set[_Session] = set()
 
     async def __aenter__(self) -> Self:
@@ -47,6 +54,22 @@ class Sink:
         for session in tuple(self._sessions):
             session.transport.abort()
         await self._server.wait_closed()
+
+    async def abandoned(self, seconds: float = 10.0) -> None:
+        """Return when a client that is dead has no connection left: whatever it had sent is read by then."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._sessions:
+            assert asyncio.get_running_loop().time() < deadline, f"{len(self._sessions)} connections after {seconds} s"
+            await asyncio.sleep(0.001)
+
+    def recipient(self, address: str) -> bytes:
+        """The reply to RCPT, for a next hop that refuses some."""
+        return OK
+
+    def message(self, received: Received) -> bytes:
+        """The reply to a message that came whole; what is answered otherwise than 2xx was not taken."""
+        self._take(received)
+        return b"250 2.0.0 Taken\r\n"
 
     def opened(self, session: _Session) -> None:
         self.connections += 1
@@ -99,9 +122,16 @@ class _Session(asyncio.Protocol):
             case b"EHLO":
                 return b"250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n"
             case b"MAIL":
+                self._reset()
                 self._sender = argument.partition(b":")[2]
             case b"RCPT":
-                self._recipients.append(argument.partition(b":")[2])
+                recipient = argument.partition(b":")[2]
+                reply = self._sink.recipient(bare(recipient))
+                if reply == OK:
+                    self._recipients.append(recipient)
+                return reply
+            case b"DATA" if not self._recipients:
+                return b"503 5.5.1 No recipients\r\n"
             case b"DATA":
                 self._in_data, self._searched = True, 0
                 self._buffer[:0] = b"\r\n"  # so that every line, the first too, begins behind CRLF
@@ -110,7 +140,7 @@ class _Session(asyncio.Protocol):
                 return b"221 2.0.0 Bye\r\n"
             case b"RSET":
                 self._reset()
-        return b"250 2.0.0 OK\r\n"
+        return OK
 
     def _message(self) -> bool:
         end = self._buffer.find(b"\r\n.\r\n", max(self._searched - 4, 0))
@@ -120,7 +150,14 @@ class _Session(asyncio.Protocol):
         content = bytes(self._buffer[: end + 2]).replace(b"\r\n.", b"\r\n")[2:]
         del self._buffer[: end + 5]
         self._in_data = False
-        self._sink.take(Received(self._sender, tuple(self._recipients), content))
+        reply = self._sink.message(Received(self._sender, tuple(self._recipients), content))
         self._reset()
-        self.transport.write(b"250 2.0.0 Taken\r\n")
+        if self._sink.delay:
+            asyncio.get_running_loop().call_later(self._sink.delay, self._late, reply)
+        else:
+            self.transport.write(reply)
         return True
+
+    def _late(self, reply: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(reply)
