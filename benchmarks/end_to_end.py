@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,14 +82,14 @@ def main() -> None:
     if os.geteuid() != 0 and "postfix" in arguments.peers:
         sys.exit("Postfix runs only as root: become root, or leave it out with --peers none relayd")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    facts = _facts(arguments)
+    about = facts(arguments.directory)
     runs = []
     for run in _runs(arguments):
         runs.append(run)
         console.print(f"round {run.round} {run.shape:6} {run.peer:8} {run.rate:8.0f} msg/s {run.cpu_ms:7.2f} ms CPU")
     summaries = _summaries(runs)
     console.print(_table(summaries))
-    _write(arguments.json, facts, runs, summaries)
+    _write(arguments.json, about, runs, summaries)
     console.print(f"written to {arguments.json}")
 
 
@@ -125,17 +126,23 @@ def _measure(scratch: Path, shape: str, peer: str, messages: int) -> tuple[float
     sink = [program("smtp-sink"), *user, "-c", f"inet:{HOST}:{sink_port}", "1024"]
     with running(sink, counters, sink_port), PEERS[peer](scratch, sink_port) as port:
         os.sync()
-        started, cpu = time.monotonic(), _cpu()
-        with (scratch / "smtp-source.out").open("wb") as output:
-            source = subprocess.Popen(_source(shape, messages, port), stdout=output, stderr=output)
-        try:
-            _await_all(counters, messages, source)
-            ended, cpu_ended = time.monotonic(), _cpu()
-        finally:
-            if source.poll() is None:
-                source.terminate()
-            source.wait(10)
-    return ended - started, cpu_ended - cpu
+        cpu = _cpu()
+        seconds = measure_through(scratch, counters, shape, messages, port)
+        return seconds, _cpu() - cpu
+
+
+def measure_through(scratch: Path, counters: Path, shape: str, messages: int, port: int) -> float:
+    """Seconds from smtp-source's start until a running smtp-sink has counted all."""
+    started = time.monotonic()
+    with (scratch / "smtp-source.out").open("wb") as output:
+        source = subprocess.Popen(_source(shape, messages, port), stdout=output, stderr=output)
+    try:
+        _await_all(counters, messages, source)
+        return time.monotonic() - started
+    finally:
+        if source.poll() is None:
+            source.terminate()
+        source.wait(10)
 
 
 def _source(shape: str, messages: int, port: int) -> list[str]:
@@ -213,16 +220,16 @@ def _cells(summary: Summary, rival: Summary | None) -> list[str]:
     ]
 
 
-def _write(path: Path, facts: dict[str, object], runs: list[Run], summaries: dict[str, dict[str, Summary]]) -> None:
+def _write(path: Path, about: dict[str, object], runs: list[Run], summaries: dict[str, dict[str, Summary]]) -> None:
     medians = {shape: {peer: one._asdict() for peer, one in by_peer.items()} for shape, by_peer in summaries.items()}
-    content = {"facts": facts, "medians": medians, "runs": [run._asdict() for run in runs]}
+    content = {"facts": about, "medians": medians, "runs": [run._asdict() for run in runs]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _facts(arguments: argparse.Namespace) -> dict[str, object]:
+def facts(queues: Path | None) -> dict[str, object]:
     """What the figures depend on: the machine, the versions, the file system of the queues."""
-    directory = str(arguments.directory or tempfile.gettempdir())
+    directory = str(queues or tempfile.gettempdir())
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _first("/proc/cpuinfo", "model name"),
@@ -231,6 +238,7 @@ def _facts(arguments: argparse.Namespace) -> dict[str, object]:
         "kernel": platform.release(),
         "file_system": _printed("stat", "--file-system", "--format=%T", directory),
         "python": platform.python_version(),
+        "python_optimized": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
         "relayd": _printed("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
         "postfix": _printed(program("postconf"), "-dh", "mail_version"),
         "load_before": os.getloadavg(),

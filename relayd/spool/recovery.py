@@ -131,17 +131,21 @@ def recover(directory: Path, shard: int) -> Replay:
     """
     replay = Replay(directory, shard)
     quarantine = directory / "quarantine"
-    replay.losses = [loss for loss in replay.losses if not (quarantine / loss.name).exists()]
     segments = {segment.number: segment for segment in replay.ledger.segments}
+    fresh = []
     for loss in replay.losses:
-        try:
-            _set_aside(directory, loss)
-        except OSError:
-            # No room for the copy, or unreadable: then the segment itself is what is kept.
-            segments[loss.segment].kept = True
-        else:
-            if loss.torn and not segments[loss.segment].kept:
-                _cut(directory, loss)
+        if not (quarantine / loss.name).exists():
+            fresh.append(loss)
+            try:
+                _set_aside(directory, loss)
+            except OSError:
+                # No room for the copy, or unreadable: then the segment itself is what is kept.
+                segments[loss.segment].kept = True
+                continue
+        if loss.torn and not segments[loss.segment].kept:
+            # Also where the copy is there already: a crash may have come between copying and cutting.
+            _cut(directory, loss)
+    replay.losses = fresh
     return replay
 
 

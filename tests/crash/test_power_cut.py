@@ -139,5 +139,9 @@ main()
 @pytest.mark.parametrize("relay", [Forgetful, Hasty])
 async def test_a_relay_that_promises_too_much_is_found_out(tmp_path, disk, relay):
     cuts = PowerCuts(tmp_path, disk, relay)
-    await cuts.run([Plan(BEHIND_A_250, answers=50)] * 4, seconds=60)
-    assert cuts.judge.verdict().lost
+    # A cut finds it out only where it falls into those 20 ms: until it has.
+    for _ in range(10):
+        await cuts.run([Plan(BEHIND_A_250, answers=50)] * 4, seconds=60)
+        if cuts.judge.verdict().lost:
+            return
+    pytest.fail("mail that was never safe was never lost: these cuts prove nothing")

@@ -5,7 +5,7 @@ set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
 for pair in smtp-source:postfix smtp-sink:postfix swaks:swaks msmtp:msmtp curl:curl strace:strace \
-    systemd-analyze:systemd; do
+    systemd-analyze:systemd mkfs.ext4:e2fsprogs losetup:mount; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 # For TLS; swaks only recommends it.

@@ -275,3 +275,24 @@ def test_read_only_looks_at_every_shard_and_changes_nothing(tmp_path):
     assert (recovered.quarantined, recovered.torn) == (0, 1)
     assert [(p, p.stat().st_mtime_ns) for p in before] == [(p, s.st_mtime_ns) for p, s in before.items()]
     assert recovery.read_only(tmp_path / "nothing").messages == []
+
+
+def test_a_torn_tail_that_was_copied_and_not_cut_is_cut_by_the_next_start(tmp_path, monkeypatch):
+    path = write(tmp_path, [[accepted(1)], [accepted(2), accepted(3, octets=5000)]])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    def power_cut(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(recovery, "_cut", power_cut)
+        recovery.recover(tmp_path, 0)
+    for _ in range(2):
+        replay = recovery.recover(tmp_path, 0)
+        assert replay.losses == []
+        # The next segment makes the torn one an earlier one, in which its first record would count.
+        Writer(tmp_path, number=2, sequence=replay.sequence, epoch=2, limit=1 << 26).rotate()
+        assert set(replay.ledger.messages) == {name(1)}
+        assert path.stat().st_size < len(data)
+        journal.segment_path(tmp_path / "journal", 3).unlink()
