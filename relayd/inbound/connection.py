@@ -110,7 +110,10 @@ class Connection(Wire):
         self.write()
         self.deadline = self.loop.time() + self.terms.timing.idle
         while (line := self.take()) is None and not self.over():
-            await self.wait()
+            if self._draining:
+                self.end(reply.CLOSING)
+            else:
+                await self.wait()
         self.deadline = math.inf
         return None if self.ending else line
 

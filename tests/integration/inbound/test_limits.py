@@ -86,18 +86,35 @@ async def test_drain_cuts_what_does_not_end(inbound):
     assert inbound.memory.used == 0
 
 
-@pytest.mark.parametrize("kind", ["submission", "submissions"])
-async def test_drain_cuts_handshakes_that_do_not_end(inbound, kind, eventually):
+async def in_the_handshake(inbound, kind) -> asyncio.StreamWriter:
+    """A client that has begun TLS and says no more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
     if kind == "submission":
         for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
             await reader.readline()
             writer.write(said)
     writer.write(b"\x16\x03\x01")
+    return writer
+
+
+@pytest.mark.parametrize("kind", ["submission", "submissions"])
+async def test_drain_cuts_handshakes_that_do_not_end(inbound, kind, eventually):
+    writer = await in_the_handshake(inbound, kind)
     await eventually(lambda: inbound.listeners._sessions)
     await inbound.listeners.drain(0.1)
     assert not inbound.listeners._sessions
     writer.close()
+
+
+async def test_drain_does_not_wait_for_the_rest_of_an_authentication(inbound):
+    client = await inbound.dial("submissions")
+    await client.reply()
+    await client.ask("EHLO client.test")
+    assert (await client.ask("AUTH LOGIN")).startswith("334")
+    draining = asyncio.create_task(inbound.listeners.drain(60))
+    assert (await client.reply()).startswith("421 4.3.2")
+    client.close()
+    await asyncio.wait_for(draining, 10)
 
 
 async def test_drain_lets_a_commit_complete(inbound, eventually):
@@ -113,12 +130,7 @@ async def test_drain_lets_a_commit_complete(inbound, eventually):
 
 @pytest.mark.parametrize("kind", ["submission", "submissions"])
 async def test_client_leaves_in_the_handshake(inbound, kind, eventually):
-    reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
-    if kind == "submission":
-        for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
-            await reader.readline()
-            writer.write(said)
-    writer.write(b"\x16\x03\x01")
+    writer = await in_the_handshake(inbound, kind)
     await eventually(lambda: inbound.listeners._sessions)
     writer.transport.abort()
     await eventually(lambda: not inbound.listeners._sessions)
