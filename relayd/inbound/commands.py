@@ -60,7 +60,7 @@ class Commands(Connection):
                     await self.wait()
                 else:
                     work, self._work = self._work, None
-                    self.answer(self._verb, await self._contained(work))
+                    self.answer(await self._contained(work))
                     self.done_waiting()
         finally:
             if self._work is not None:
@@ -78,14 +78,14 @@ class Commands(Connection):
             answer = self._fault(name, line) or (method(argument.strip(b" ")) if method else reply.NOT_RECOGNIZED)
         except Exception:  # noqa: BLE001  # whatever it is
             answer = self.unexpected()
-        self.answer(self._verb, answer)
+        self.answer(answer)
 
-    def answer(self, verb: str, answer: Reply | None) -> None:
-        """Say the reply to a command, if there is one yet."""
+    def answer(self, answer: Reply | None) -> None:
+        """Say the reply to the command that was executed last, if there is one yet."""
         if answer is None:
             return
         if answer.code >= 400:
-            self._refused(verb, answer)
+            self._refused(answer)
         if not self.ending:
             self.say(answer)
         if self._errors >= self.terms.limits.errors_per_session:
@@ -125,9 +125,9 @@ class Commands(Connection):
         self.commands += name not in _MAIL_GOES_ON
         return self.end(reply.TOO_MANY_COMMANDS) if self.commands > COMMANDS_WITHOUT_MAIL else None
 
-    def _refused(self, name: str, answer: Reply) -> None:
-        log.rejected(self.client, self.account, name, answer)
-        if name in _MAIL and answer.code != 503:
+    def _refused(self, answer: Reply) -> None:
+        log.rejected(self.client, self.account, self._verb, answer)
+        if self._verb in _MAIL and answer.code != 503:
             metrics.messages_rejected.labels(str(answer.code)).inc()
         self._errors += answer.code >= 500
 

@@ -116,7 +116,7 @@ class Session(Dialog):
 
     def _concluded(self, answer: Reply) -> None:
         self._transaction = None
-        self.answer("DATA", answer)
+        self.answer(answer)
         self.done_waiting()
 
     def _needs_authentication(self) -> bool:

@@ -107,7 +107,7 @@ class Wire(aiosmtpd.smtp.SMTP):
 
     def proceed(self) -> None:
         """Something has changed: do what can be done now, without waiting."""
-        self.wake()
+        raise NotImplementedError
 
     def eof_received(self) -> bool:
         """The client sends no more, but may still read: what it sent is answered. TLS cannot be half closed."""
