@@ -38,7 +38,9 @@ class Backend(Protocol):
 class Admin:
     """One HTTP server on one bound socket.
 
-    Bound before it is started, so that a privileged port or one in use is known early. Each request costs O(metrics).
+    Bound before it is started, so that a privileged port or one in use is known early. Each request costs O(metrics +
+    messages in memory). Handlers are coroutines: starlette runs plain functions on threads, where the queue changes
+    under them.
     """
 
     def __init__(self, bound: socket.socket, host: str, backend: Backend) -> None:
@@ -83,13 +85,13 @@ class Admin:
         return Starlette(
             routes=[
                 Route("/metrics", _metrics),
-                Route("/healthz", lambda _: PlainTextResponse("ok\n")),
+                Route("/healthz", _healthz),
                 Route("/readyz", self._readyz),
             ],
             middleware=[Middleware(_KnownHost, bound_to=host)],
         )
 
-    def _readyz(self, _request: Request) -> Response:
+    async def _readyz(self, _request: Request) -> Response:
         reason = self._backend.unready()
         return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
 
@@ -107,7 +109,11 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _metrics(request: Request) -> Response:
+async def _healthz(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+async def _metrics(request: Request) -> Response:
     """Prometheus text, or OpenMetrics where it is asked for."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(metrics.REGISTRY), headers={"content-type": content_type})

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
 
+from relayd import metrics
 from relayd.admin import server
 from relayd.admin.server import Admin, answers_to
 
 
 class Backend:
-    """Says what the test wants it to say."""
+    """Says what the test wants it to say. threads: which have asked."""
 
     reason = ""
 
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
     def unready(self) -> str:
+        self.threads.add(threading.get_ident())
         return self.reason
 
 
@@ -161,3 +167,20 @@ def test_known_hosts(bound_to: str, header: str) -> None:
 )
 def test_unknown_hosts(bound_to: str, header: str) -> None:
     assert not answers_to(bound_to, header)
+
+
+async def test_what_is_asked_is_asked_on_the_event_loop(port):
+    """The queue changes there, and what looks at it from a thread may fail."""
+    scraped: set[int] = set()
+
+    def oldest() -> float:
+        scraped.add(threading.get_ident())
+        return 0.0
+
+    unwatch = metrics.watch_queue(lambda: dict.fromkeys(metrics.STATES, 0), oldest)
+    try:
+        assert (await port.ask("/metrics")).status == 200
+        assert (await port.ask("/readyz")).status == 200
+    finally:
+        unwatch()
+    assert scraped == port.backend.threads == {threading.get_ident()}
