@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from relayd import __version__, clock, log, metrics, tls
@@ -23,13 +23,17 @@ from relayd.control.server import Control
 from relayd.inbound.listener import Listeners
 from relayd.message.queue_id import MAX_SHARDS
 from relayd.outbound.dispatcher import Dispatcher
+from relayd.outbound.feed import Feed
 from relayd.resolver.client import Resolver
 from relayd.scheduler.scheduler import Scheduler
-from relayd.spool import recovery
+from relayd.spool import holding, recovery
+from relayd.spool.disk import sync_directory
 from relayd.spool.memory import Memory
 from relayd.spool.queue import Queue
 from relayd.spool.records import Message
 from relayd.spool.shard import JournalStore
+from relayd.spool.space import Space
+from relayd.spool.store import StoreError
 
 DRAIN_SECONDS = 25.0
 """What sessions and attempts in flight get to finish; the whole stop may take 30 s, and systemd is told 35."""
@@ -50,10 +54,9 @@ class Service:
         self._drains: asyncio.Future[tuple[None, None]] | None = None
         spool = settings.spool.path
         self.queue = Queue(
-            _stores(spool, settings.shards),
+            _stores(settings.spool.directories, settings.shards),
             Memory(settings.limits.memory),
-            directory=spool,
-            disk_reserve=settings.limits.disk_reserve,
+            space=Space(settings.spool.directories, settings.limits.disk_reserve),
             draining=range(settings.shards, MAX_SHARDS),
         )
         self.scheduler = Scheduler(settings.delivery.connections_per_site)
@@ -69,15 +72,19 @@ class Service:
             random=random.Random(),
         )
         self.queue.added = self.dispatcher.add
+        self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
+        self.queue.dismiss = self.feed.dismiss
         self.authenticator = Authenticator(settings.auth.users_file, spool / "auth-failures")
         self.listeners = Listeners(settings, _tls_context(settings), self.queue, self.authenticator)
         self.control = Control(spool, self)
         self.admin: Admin | None = None
 
     def bind(self) -> None:
-        """Take what may need root: the spool directory and every port. OSError."""
-        self._settings.spool.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._settings.spool.path.chmod(0o700)
+        """Take what may need root: the spool's directories and every port. OSError."""
+        for directory in {self._settings.spool.path, *self._settings.spool.paths}:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+            sync_directory(directory.parent)
         if bind := self._settings.admin.bind:
             self.admin = Admin(admin.bind(bind.host, bind.port), bind.host, self)
             self._exit.push_async_callback(self.admin.close)
@@ -94,12 +101,15 @@ class Service:
         recovered = await self.queue.open()
         await self.control.start()
         self._exit.push_async_callback(self.control.close)
-        self._exit.callback(metrics.watch_queue(self.scheduler.counts, self._oldest))
+        self._exit.callback(metrics.watch_queue(self._counts, self._oldest))
         for number, message in enumerate(recovered):
-            self.dispatcher.add(message)
+            if self.queue.get(message.envelope.id) is message:  # it may have gone to rest meanwhile
+                self.dispatcher.add(message)
             if number % _ADDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self.dispatcher.start()
+        self._exit.push_async_callback(self.feed.stop)
+        await self.feed.start()
         bound = await self.listeners.open()
         self._state = ""
         listeners = [f"{kind} {host}:{port}" for kind, host, port in bound]
@@ -129,15 +139,25 @@ class Service:
         """Why mail is not taken now; empty when it is."""
         if self._state or not self.queue.healthy:
             return self._state or "spool failed"
-        return "" if self.queue.has_disk_space() else "disk full"
+        return "" if self.queue.space.enough() else "disk full"
 
-    def messages(self) -> Iterable[Message]:
-        """Live messages, oldest first."""
-        return self.queue.messages()
+    def pages(self) -> AsyncIterator[list[Message]]:
+        """All live messages, a page at a time."""
+        return self.queue.pages()
 
-    def message(self, queue_id: str) -> Message | None:
+    async def message(self, queue_id: str) -> Message | None:
         """One live message."""
-        return self.queue.get(queue_id)
+        return await self.queue.find(queue_id)
+
+    async def hold(self, queue_id: str, *, held: bool) -> bool:
+        """Hold a message, or release it."""
+        return await asyncio.shield(self._hold(queue_id, held=held))
+
+    async def _hold(self, queue_id: str, *, held: bool) -> bool:
+        message = await holding.hold(self.queue, queue_id, held=held)
+        if message is not None:
+            self.dispatcher.reschedule(message)
+        return message is not None
 
     def status(self) -> Status:
         """How the service is."""
@@ -147,9 +167,17 @@ class Service:
             hostname=self._settings.hostname,
             unready=self.unready(),
             uptime=round(clock.monotonic() - self._started_at, 3),
-            queue=self.scheduler.counts(),
+            queue=self._counts(),
             oldest=round(self._oldest(), 3),
         )
+
+    def _counts(self) -> dict[str, int]:
+        """Messages by state: those in memory as they are scheduled, those at rest wait for their time."""
+        counts = self.scheduler.counts()
+        held = sum(rest.held for rest in self.queue.rests)
+        counts["held"] += held
+        counts["deferred"] += self.queue.resting - held
+        return counts
 
     def _oldest(self) -> float:
         """Age of the oldest message in seconds, 0 when there is none."""
@@ -161,7 +189,18 @@ def _tls_context(settings: Settings) -> tls.Context | None:
     return tls.listener_context(settings.tls.certificate, settings.tls.private_key) if settings.tls else None
 
 
-def _stores(spool: Path, shards: int) -> list[JournalStore]:
-    """The configured shards, and those of a former, larger number: these only drain."""
-    present = {number for number, _ in recovery.shards(spool)}
-    return [JournalStore(spool / f"shard-{number:02d}", number) for number in sorted(present | set(range(shards)))]
+def _stores(directories: Sequence[Path], shards: int) -> list[JournalStore]:
+    """The configured shards, and those of a former, larger number: these only drain. StoreError.
+
+    A shard stays in the directory where it is; a new one goes where its number says.
+    """
+    present: dict[int, Path] = {}
+    for directory in directories:
+        for number, path in recovery.shards(directory):
+            if number in present:
+                raise StoreError(f"shard {number} is both in {present[number].parent} and in {directory}")
+            present[number] = path
+    return [
+        JournalStore(present.get(number, directories[number % len(directories)] / f"shard-{number:02d}"), number)
+        for number in sorted(present.keys() | set(range(shards)))
+    ]

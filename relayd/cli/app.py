@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from relayd import __version__
-from relayd.cli import queue, user
+from relayd.cli import queue, spool, user
 from relayd.cli.check import check
 from relayd.cli.demo import demo
 from relayd.cli.init import init
@@ -27,6 +27,7 @@ for command in (init, serve, check, demo):
     app.command()(command)
 app.add_typer(user.app, name="user")
 app.add_typer(queue.app, name="queue")
+app.add_typer(spool.app, name="spool")
 
 _USAGE = 2
 """What click exits with where the arguments are wrong; sysexits says 64."""

@@ -1,9 +1,11 @@
-"""`relayd queue list|show`: what waits. Asks the running server, or reads the spool itself where none runs."""
+"""`relayd queue list|show|hold|release`: what waits, and whether it may go.
+
+Asks the running server. Where none runs, list and show read the spool themselves; nothing can be changed then.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -11,11 +13,13 @@ import typer
 
 from relayd import clock
 from relayd.cli import options, output
+from relayd.config.schema import Spool
 from relayd.control import client, protocol
-from relayd.control.protocol import Listing, MessageView, QueueList, QueueShow, RecipientView
+from relayd.control.protocol import Done, Listing, MessageView, QueueHold, QueueList, QueueShow, RecipientView
 from relayd.message import queue_id
-from relayd.spool import recovery
+from relayd.spool.index import IndexDamagedError
 from relayd.spool.store import StoreError
+from relayd.spool.viewer import Viewer
 
 app = typer.Typer(help="What waits to be delivered.", no_args_is_help=True)
 
@@ -35,7 +39,7 @@ def list_(
 ) -> None:
     """List queued messages, oldest first."""
     query = QueueList(contains, limit)
-    listing = _ask(options.settings(config).spool.path, query, Listing)
+    listing = _ask(options.settings(config).spool, query, Listing)
     if json:
         output.document(listing)
         return
@@ -53,34 +57,70 @@ def show(
     """Show one message: its envelope, and where each recipient's delivery stands."""
     if not queue_id.is_valid(message):
         output.fail(f"{message!r} is not a queue id", os.EX_USAGE)
-    view = _ask(options.settings(config).spool.path, QueueShow(message), MessageView)
+    view = _ask(options.settings(config).spool, QueueShow(message), MessageView)
     if json:
         output.document(view)
     else:
         _print(view)
 
 
-def _ask(spool: Path, request: QueueList | QueueShow, kind: type[T]) -> T:
+@app.command()
+def hold(
+    messages: Annotated[list[str], typer.Argument(metavar="ID...", help="Of the messages.")],
+    config: options.Config = None,
+) -> None:
+    """Hold messages back until they are released, across restarts too. An attempt under way ends as it may."""
+    _hold(messages, config, held=True)
+
+
+@app.command()
+def release(
+    messages: Annotated[list[str], typer.Argument(metavar="ID...", help="Of the messages.")],
+    config: options.Config = None,
+) -> None:
+    """Let held messages go on."""
+    _hold(messages, config, held=False)
+
+
+def _hold(messages: list[str], config: options.Config, *, held: bool) -> None:
+    """Each message by itself, so that one that is gone does not keep the others."""
+    spool = options.settings(config).spool
+    missing = 0
+    for message in messages:
+        try:
+            client.ask(spool.path, QueueHold(message, held), Done)
+        except client.NoServerError:
+            output.fail("no relayd runs on this spool", os.EX_UNAVAILABLE)
+        except client.ControlError as error:
+            output.errors.print(f"{message}: {error}", markup=False)
+            missing += 1
+        except OSError as error:
+            output.fail(*output.problem_of(error, spool.path))
+    if missing:
+        raise typer.Exit(os.EX_DATAERR)
+
+
+def _ask(spool: Spool, request: QueueList | QueueShow, kind: type[T]) -> T:
     """The server's answer, or the spool's own where no server runs."""
     try:
         try:
-            return client.ask(spool, request, kind)
+            return client.ask(spool.path, request, kind)
         except client.NoServerError:
             return msgspec.convert(_read(spool, request), kind, from_attributes=True)
-    except (client.ControlError, StoreError) as error:
+    except (client.ControlError, StoreError, IndexDamagedError) as error:
         output.fail(str(error), os.EX_DATAERR)
     except OSError as error:
-        output.fail(*output.problem_of(error, spool))
+        output.fail(*output.problem_of(error, spool.path))
 
 
-def _read(spool: Path, request: QueueList | QueueShow) -> Listing | MessageView:
-    messages = recovery.read_only(spool).messages
-    if isinstance(request, QueueList):
-        return protocol.listing(messages, request, clock.wall())
-    for message in messages:
-        if message.envelope.id == request.id:
-            return protocol.view(message, clock.wall())
-    raise client.ControlError("no such message")
+def _read(spool: Spool, request: QueueList | QueueShow) -> Listing | MessageView:
+    with Viewer(*spool.directories) as viewer:
+        if isinstance(request, QueueList):
+            return protocol.listing(viewer.messages(), request, clock.wall())
+        message = viewer.find(request.id)
+    if message is None:
+        raise client.ControlError("no such message")
+    return protocol.view(message, clock.wall())
 
 
 def _row(view: MessageView) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ async def _run(settings: Settings) -> None:
 async def _start(service: Service, settings: Settings) -> None:
     service.bind()
     if user := settings.process.user:
-        process.give(settings.spool.path, user)
+        for directory in {settings.spool.path, *settings.spool.paths}:
+            process.give(directory, user)
         process.give(settings.auth.users_file, user)
         if settings.log.file != STANDARD_OUTPUT:
             process.give(settings.log.file, user)

@@ -140,6 +140,8 @@ def _absolute(section: S, base: Path) -> S:
             changes[name] = base / value
         elif isinstance(value, Section):
             changes[name] = _absolute(value, base)
+        elif isinstance(value, tuple):
+            changes[name] = tuple(base / one if isinstance(one, Path) else one for one in value)
     return section.model_copy(update=changes)
 
 
@@ -286,12 +288,17 @@ def _check_binds(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_spool(settings: Settings) -> Iterator[Problem]:
-    path = settings.spool.path
-    try:
-        if path.exists() and not path.is_dir():
-            yield _found("spool.path", path, "not a directory")
-    except OSError as error:
-        yield _found("spool.path", path, f"cannot be looked at: {error.strerror}")
+    spool = settings.spool
+    named = [("spool.path", spool.path), *((f"spool.paths.{n}", path) for n, path in enumerate(spool.paths))]
+    for key, path in named:
+        try:
+            if path.exists() and not path.is_dir():
+                yield _found(key, path, "not a directory")
+        except OSError as error:
+            yield _found(key, path, f"cannot be looked at: {error.strerror}")
+    for number, path in enumerate(spool.paths):
+        if path in spool.paths[:number]:
+            yield _found(f"spool.paths.{number}", path, "named twice")
 
 
 def _check_log(settings: Settings) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ import re
 import typing
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -204,8 +204,16 @@ class Spool(Section):
 
     path: FilePath = Path("spool")
     """Directory of the queue, on a local disk. Relative to this file."""
+    paths: tuple[FilePath, ...] = Field(default=(), examples=[["/disk1/spool", "/disk2/spool"]])
+    """Directories among which the shards are spread, in turn: one on each disk. A shard that is in one of them stays
+    there: take none out while its shards hold mail. Default: `path` alone, which keeps the control socket."""
     shards: int | None = Field(default=None, ge=1, le=MAX_SHARDS, examples=[2])
     """Journals the queue is divided into; at least `workers`. Default: `workers`."""
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Where shards are."""
+        return self.paths or (self.path,)
 
 
 class Tls(Section):
@@ -264,12 +272,21 @@ class Limits(Section):
     """Refused commands after which a session is closed with 421."""
     header_size: Size = 256 * 1024
     """Octets of a message's header."""
+    inline_body: Size = 512 * 1024
+    """Octets of a message above which it is streamed to a file of its own; more than `header_size`."""
     minimum_data_rate: Size = 500
     """Octets per second a client must keep up while sending a message."""
     memory: Size = 512 * 1024**2
-    """Octets of message bodies held in memory; beyond, MAIL gets 452 4.3.1."""
+    """Octets of message bodies held in memory, of large ones what waits for the disk; beyond, MAIL gets 452 4.3.1."""
     disk_reserve: Size = 1024**3
     """Octets of the spool's disk kept free; below, MAIL gets 452 4.3.1."""
+
+    @model_validator(mode="after")
+    def _holds_a_header(self) -> Self:
+        # A header is completed before the message's first octet is written.
+        if self.inline_body <= self.header_size:
+            raise ValueError("inline_body must be above header_size")
+        return self
 
 
 class Delivery(Section):

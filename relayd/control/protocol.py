@@ -44,11 +44,18 @@ class QueueShow(_Request, frozen=True, tag="queue.show"):
     id: str
 
 
+class QueueHold(_Request, frozen=True, tag="queue.hold"):
+    """Hold a message back until it is released, or release it."""
+
+    id: str
+    held: bool
+
+
 class StatusQuery(_Request, frozen=True, tag="status"):
     """How the service is."""
 
 
-Request = QueueList | QueueShow | StatusQuery
+Request = QueueHold | QueueList | QueueShow | StatusQuery
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -57,6 +64,10 @@ class Answer(msgspec.Struct, frozen=True):
     ok: bool
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What was asked for is done, durably."""
 
 
 class RecipientView(msgspec.Struct, frozen=True):
@@ -71,7 +82,7 @@ class RecipientView(msgspec.Struct, frozen=True):
 
 
 class MessageView(msgspec.Struct, frozen=True):
-    """One queued message. state: ready when a recipient may be tried now (or is being tried), else deferred.
+    """One queued message. state: held, or ready when a recipient may be tried now (or is being tried), else deferred.
 
     accepted_at in wall seconds, age in seconds, size in octets.
     """
@@ -106,17 +117,34 @@ class Status(msgspec.Struct, frozen=True):
     oldest: float
 
 
+class Matches:
+    """What a QueueList finds among messages given to it a page at a time. O(messages), memory O(shown)."""
+
+    def __init__(self, query: QueueList, now: float) -> None:
+        self._wanted = query.filter.casefold()
+        self._limit = min(max(query.limit, 0), MAX_LISTED)
+        self._now = now
+        self._total = 0
+        self._shown: list[MessageView] = []
+
+    def look(self, messages: Iterable[Message]) -> None:
+        """Take the next page."""
+        for message in messages:
+            if not self._wanted or _matches(message, self._wanted):
+                self._total += 1
+                if self._total <= self._limit:
+                    self._shown.append(view(message, self._now))
+
+    def listing(self) -> Listing:
+        """The answer."""
+        return Listing(self._total, self._shown)
+
+
 def listing(messages: Iterable[Message], query: QueueList, now: float) -> Listing:
     """The answer to QueueList. O(messages)."""
-    total, shown = 0, []
-    wanted = query.filter.casefold()
-    limit = min(max(query.limit, 0), MAX_LISTED)
-    for message in messages:
-        if not wanted or _matches(message, wanted):
-            total += 1
-            if total <= limit:
-                shown.append(view(message, now))
-    return Listing(total, shown)
+    matches = Matches(query, now)
+    matches.look(messages)
+    return matches.listing()
 
 
 def view(message: Message, now: float) -> MessageView:
@@ -142,6 +170,8 @@ def _matches(message: Message, wanted: str) -> bool:
 
 
 def _state(message: Message, now: float) -> str:
+    if message.held:
+        return "held"
     waiting = [result for result in message.results if result is None or not result.state.final]
     return "ready" if any(result is None or result.due <= now for result in waiting) else "deferred"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,9 +17,20 @@ import msgspec
 
 from relayd import clock, log, metrics
 from relayd.control import protocol
-from relayd.control.protocol import Answer, QueueList, QueueShow, Request, Status, StatusQuery, socket_address
+from relayd.control.protocol import (
+    Answer,
+    Done,
+    QueueHold,
+    QueueList,
+    QueueShow,
+    Request,
+    Status,
+    StatusQuery,
+    socket_address,
+)
 from relayd.message import queue_id
 from relayd.spool.records import Message
+from relayd.spool.store import StoreError
 
 _SECONDS = 30
 """For a request to arrive, and for its answer to be read."""
@@ -35,18 +46,21 @@ _encode = msgspec.json.Encoder().encode
 class Backend(Protocol):
     """What the control socket asks of the service."""
 
-    def messages(self) -> Iterable[Message]:
-        """Live messages, oldest first."""
+    def pages(self) -> AsyncIterator[list[Message]]:
+        """All live messages, a page at a time. StoreError."""
 
-    def message(self, queue_id: str) -> Message | None:
-        """One live message."""
+    async def message(self, queue_id: str) -> Message | None:
+        """One live message. StoreError."""
+
+    async def hold(self, queue_id: str, *, held: bool) -> bool:
+        """Hold a message, or release it; False when there is none. StoreError."""
 
     def status(self) -> Status:
         """How the service is."""
 
 
 class Control:
-    """The server. Each answer costs what its request does: `queue.list` reads the whole queue."""
+    """The server. Each answer costs what its request does: `queue list` reads the whole queue, a page at a time."""
 
     def __init__(self, spool: Path, backend: Backend) -> None:
         self._spool = spool
@@ -79,7 +93,7 @@ class Control:
             if len(self._connections) > _MAX_CONNECTIONS:
                 return
             while line := await _within(reader.readline()):
-                writer.write(_encode(self._answer(line)) + b"\n")
+                writer.write(_encode(await self._answer(line)) + b"\n")
                 await _within(writer.drain())
         except ValueError:  # readline's word for a line above its limit
             writer.write(_encode(Answer(ok=False, error="request too long")) + b"\n")
@@ -92,25 +106,34 @@ class Control:
             self._connections.discard(task)
             writer.close()
 
-    def _answer(self, line: bytes) -> Answer:
+    async def _answer(self, line: bytes) -> Answer:
         try:
-            return self._perform(_decode(line))
+            return await self._perform(_decode(line))
         except (msgspec.DecodeError, RecursionError) as error:
             return Answer(ok=False, error=f"malformed request: {error}")
+        except StoreError as error:
+            return Answer(ok=False, error=str(error))
         except Exception:  # noqa: BLE001  # a bug in an answer must not end the service
             metrics.bugs.inc()
             log.bug("control")
             return Answer(ok=False, error="internal error; the log has it")
 
-    def _perform(self, request: Request) -> Answer:
+    async def _perform(self, request: Request) -> Answer:
         match request:
             case QueueList():
-                return _result(protocol.listing(self._backend.messages(), request, clock.wall()))
+                matches = protocol.Matches(request, clock.wall())
+                async for page in self._backend.pages():
+                    matches.look(page)
+                return _result(matches.listing())
             case QueueShow(id=wanted):
-                message = self._backend.message(wanted) if queue_id.is_valid(wanted) else None
+                message = await self._backend.message(wanted) if queue_id.is_valid(wanted) else None
                 if message is None:
                     return Answer(ok=False, error="no such message")
                 return _result(protocol.view(message, clock.wall()))
+            case QueueHold(id=wanted, held=held):
+                if not (queue_id.is_valid(wanted) and await self._backend.hold(wanted, held=held)):
+                    return Answer(ok=False, error="no such message")
+                return _result(Done())
             case StatusQuery():
                 return _result(self._backend.status())
 

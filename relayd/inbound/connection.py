@@ -122,10 +122,26 @@ class Connection(Wire):
         return self.ending or self.lost or self.eof
 
     def arrived(self, incoming: Incoming, data: bytes) -> None:
-        """A chunk of the message moves the deadline."""
+        """A chunk of the message moves the deadline, unless the client has to wait for the disk."""
         super().arrived(incoming, data)
-        if self.incoming is incoming:
-            self.deadline = incoming.deadline(self.loop.time())
+        if self.incoming is not incoming:
+            return
+        now = self.loop.time()
+        if not incoming.full:
+            self.resume_reading()
+            self.deadline = incoming.deadline(now)
+        elif not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+            self.deadline = math.inf
+            incoming.paused(now)
+
+    def written(self) -> None:
+        """More of a large message is in its file: its client may go on."""
+        now = self.loop.time()
+        if self._reading_paused and self.incoming is not None and self.incoming.resumed(now):
+            self.deadline = self.incoming.deadline(now)
+            self.resume_reading()
 
     async def start_tls(self, context: Context) -> None:
         """Answer STARTTLS and become a TLS connection, as new; the session ends when that fails."""

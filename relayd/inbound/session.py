@@ -15,6 +15,7 @@ from functools import partial
 from relayd import clock, log, metrics
 from relayd.inbound import transaction
 from relayd.inbound.dialog import Dialog
+from relayd.inbound.filing import Filing, not_written
 from relayd.inbound.incoming import Incoming
 from relayd.inbound.terms import Terms
 from relayd.inbound.transaction import Transaction
@@ -22,6 +23,8 @@ from relayd.message import header, received, submission
 from relayd.message.envelope import Envelope
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
+from relayd.spool.bodies import Writing
+from relayd.spool.records import Filed
 from relayd.spool.store import StoreError
 
 MAX_HOPS = 100
@@ -101,7 +104,8 @@ class Session(Dialog):
         if not self._transaction.recipients:
             return reply.NO_RECIPIENTS
         terms = self.terms
-        self.incoming = Incoming(terms.limits, terms.timing, terms.queue.memory, self.loop.time())
+        self.resume_reading()  # lines that filled the buffer may have paused it, and none are taken off it now
+        self.incoming = Incoming(terms.limits, terms.timing, terms.queue.memory, self.loop.time(), self._filing)
         return reply.SEND_DATA
 
     def received(self, incoming: Incoming) -> None:
@@ -127,8 +131,8 @@ class Session(Dialog):
         queue = self.terms.queue
         if not queue.healthy:
             return reply.NOT_STORED
-        octets = max(size, MINIMUM_MEMORY)
-        if not queue.has_disk_space() or queue.memory.used + octets > queue.memory.limit:
+        octets = min(max(size, MINIMUM_MEMORY), self.terms.limits.inline_body)  # the rest goes to its file
+        if not queue.space.enough() or queue.memory.used + octets > queue.memory.limit:
             return reply.NO_SPACE
         return None
 
@@ -141,6 +145,10 @@ class Session(Dialog):
         body = incoming.body(normalize_lf=self.terms.normalize_lf)
         if isinstance(body, Reply):
             return body
+        if isinstance(body, Writing):
+            self.hold()
+            body.finish().add_done_callback(partial(self._filed, begun, body.id))
+            return None
         at = clock.wall()
         queue_id = self.terms.queue.new_id()
         text = self._completed(body, begun, queue_id, at)
@@ -148,14 +156,50 @@ class Session(Dialog):
             return text
         if not incoming.trade(len(text)):
             return reply.NO_SPACE
-        envelope = self._envelope(begun, queue_id, at, len(text))
+        return self._commit(begun, self._envelope(begun, queue_id, at, len(text)), text)
+
+    def _commit(self, begun: Transaction, envelope: Envelope, body: bytes | Filed) -> Reply | None:
         try:
-            stored = self.terms.queue.accept(envelope, text)
+            stored = self.terms.queue.accept(envelope, body)
         except StoreError:
             return reply.NOT_STORED
         self.hold()
         stored.add_done_callback(partial(self._stored, envelope, self._protocol(begun), clock.monotonic()))
         return None
+
+    def _filing(self) -> Filing:
+        """A message turns out to be large."""
+        return Filing(self.terms, self._file)
+
+    def _file(self, first: bytes) -> Writing | Reply:
+        """Begin a large message's file with all that its header is in; or why not."""
+        begun = self._transaction
+        assert begun is not None, "DATA without MAIL"
+        try:
+            queue_id = self.terms.queue.new_id()
+            text = self._completed(first, begun, queue_id, clock.wall())
+            if isinstance(text, Reply):
+                return text
+            writing = self.terms.queue.file(queue_id)
+            writing.changed = self.written
+            writing.write(text)
+        except Exception:  # noqa: BLE001  # whatever it is
+            return self.unexpected()
+        return writing
+
+    def _filed(self, begun: Transaction, queue_id: str, finished: asyncio.Future[Filed]) -> None:
+        """The file of a large message is durable, or it is gone. The client may be, too, as below."""
+        answer: Reply | None
+        try:
+            if error := finished.exception():
+                answer = not_written(error)
+            else:
+                filed = finished.result()
+                answer = self._commit(begun, self._envelope(begun, queue_id, clock.wall(), filed.octets), filed)
+        except Exception:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            answer = self.unexpected()
+        if answer is not None:
+            self._concluded(answer)
 
     def _completed(self, body: bytes, begun: Transaction, queue_id: str, at: float) -> bytes | Reply:
         """The message as it is stored: the trace field, what a submission lacked, and what the client sent."""

@@ -15,6 +15,7 @@ from relayd.outbound.classify import DATA, DOT, MAIL, RCPT, Stage, Step, goes_on
 from relayd.outbound.connection import Connection, Transaction
 from relayd.smtp import address, framing, reply
 from relayd.smtp.reply import Reply
+from relayd.spool.bodies import Reading, Stream
 
 _TAKEN = (Verdict.DELIVERED, Scope.RECIPIENT)
 
@@ -27,7 +28,7 @@ class Attempt:
     were begun.
     """
 
-    def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes) -> None:
+    def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes | Reading) -> None:
         self.left = list(recipients)
         self.outcomes: dict[int, Outcome] = {}
         self.uncertain = False
@@ -138,10 +139,14 @@ class Attempt:
     def _needs_smtputf8(self, recipient: int) -> bool:
         envelope = self._envelope
         ascii_only = address.is_ascii(envelope.sender) and address.is_ascii(envelope.recipients[recipient])
-        return not (ascii_only and dsn.header_of(self._body).isascii())
+        body = self._body
+        header_ascii = body.ascii_header if isinstance(body, Reading) else dsn.header_of(body).isascii()
+        return not (ascii_only and header_ascii)
 
-    def _stuffed(self) -> bytes:
+    def _stuffed(self) -> bytes | Stream:
         """The body as it goes out, made once. No stray CR or LF is in it: inbound and `journal` see to that."""
+        if isinstance(self._body, Reading):
+            return self._body.stream()  # checked as it was opened
         if self._content is None:
             if self._body and not self._body.endswith(b"\r\n"):
                 raise ValueError("a stored message does not end in CRLF")

@@ -14,12 +14,17 @@ from relayd.smtp.address import NULL
 from relayd.spool.records import Accepted, Message, Result, State
 
 
-def notification(message: Message, failed: Sequence[Result], *, hostname: str, queue_id: str, now: float) -> Accepted:
-    """The notification to the sender of a message, which must not be the null sender (RFC 5321 §6.1)."""
+def notification(
+    message: Message, failed: Sequence[Result], header: bytes, *, hostname: str, queue_id: str, now: float
+) -> Accepted:
+    """The notification to the sender of a message, which must not be the null sender (RFC 5321 §6.1).
+
+    header: the message's.
+    """
     original = message.envelope
     if original.sender == NULL:
         raise ValueError("nobody to notify")
-    body = dsn.compose(
+    text = dsn.compose(
         dsn.Report(
             id=queue_id,
             hostname=hostname,
@@ -28,7 +33,7 @@ def notification(message: Message, failed: Sequence[Result], *, hostname: str, q
             arrived=original.accepted_at,
             at=now,
             failures=tuple(_failure(original, result) for result in failed),
-            header=dsn.header_of(message.body),
+            header=header,
         )
     )
     envelope = Envelope(
@@ -37,11 +42,11 @@ def notification(message: Message, failed: Sequence[Result], *, hostname: str, q
         recipients=(original.sender,),
         account="",
         accepted_at=now,
-        size=len(body),
+        size=len(text),
         smtputf8=not original.sender.isascii(),
-        eightbit=not body.isascii(),
+        eightbit=not text.isascii(),
     )
-    return Accepted(envelope, body)
+    return Accepted(envelope, text)
 
 
 def _failure(original: Envelope, result: Result) -> dsn.Failure:

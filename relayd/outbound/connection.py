@@ -25,6 +25,7 @@ from relayd.outbound.classify import DATA, EHLO, GREETING, MAIL, RCPT, Stage, St
 from relayd.outbound.protocol import BLOCK, PipeliningProtocol
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
+from relayd.spool.bodies import Stream
 
 RECIPIENTS = 50
 """Recipients of one transaction; RFC 5321 §4.5.3.1.8 obliges servers to 100, pipelined commands stay under 32 KiB."""
@@ -55,13 +56,13 @@ class Timeouts(msgspec.Struct, frozen=True):
 class Transaction(msgspec.Struct, gc=False):
     """A message on its way to some recipients of one domain, and what was answered so far.
 
-    mail, rcpt: the commands without CRLF. content: the body, stuffed. Replies are None (or missing at the end of
-    `recipients`) where none came. dot_sent: the peer may have taken the message from here on.
+    mail, rcpt: the commands without CRLF. content: the body, stuffed, or its file's stream. Replies are None (or
+    missing at the end of `recipients`) where none came. dot_sent: the peer may have taken the message from here on.
     """
 
     mail: bytes
     rcpt: list[bytes]
-    content: bytes
+    content: bytes | Stream
     sender: Reply | None = None
     recipients: list[Reply] = []
     data: Reply | None = None
@@ -218,15 +219,25 @@ class Connection:
                 self.abort("took DATA without a sender")
             return
         protocol.expect(1)
-        if len(transaction.content) <= BLOCK:
+        content = transaction.content
+        if isinstance(content, bytes) and len(content) <= BLOCK:
             transaction.dot_sent = self.usable
-            protocol.send(transaction.content + _DOT)
-        elif await protocol.send_blocks(transaction.content, self._timeouts.block):
+            protocol.send(content + _DOT)
+        elif await self._sent(content):
             transaction.dot_sent = True
             protocol.send(_DOT)
         transaction.dot = next(iter(await protocol.answers(self._timeouts.dot)), None)
         if not transaction.dot_sent:
             self._answered_early(transaction)
+
+    async def _sent(self, content: bytes | Stream) -> bool:
+        """Whether all of it is on its way, and the peer still waits for the dot. BodyError: it cannot be sent."""
+        if isinstance(content, bytes):
+            return await self._protocol.send_blocks(content, self._timeouts.block)
+        while part := await content.next():
+            if not await self._protocol.send_blocks(part, self._timeouts.block):
+                return False
+        return True
 
     def _answered_early(self, transaction: Transaction) -> None:
         """The peer spoke before the dot: a refusal counts, anything else is out of step. The session ends."""

@@ -21,6 +21,8 @@ from relayd.outbound.pool import Pool
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.smtp import reply
+from relayd.spool.bodies import Reading
+from relayd.spool.bodyfile import BodyError
 
 MAX_ADDRESSES = 5
 """Addresses asked in one attempt (Postfix's smtp_mx_address_limit)."""
@@ -45,7 +47,7 @@ class Delivery:
         self._permitted = permitted
         self._random = random
 
-    async def attempt(self, site: Site, entry: Entry, body: bytes) -> dict[int, Outcome]:
+    async def attempt(self, site: Site, entry: Entry, body: bytes | Reading) -> dict[int, Outcome]:
         """An outcome for every recipient of the entry, always: neither a bug nor being cancelled loses an answer.
 
         Cancelled, it ends at once; a dot that was sent and not answered by then is uncertain (I3).
@@ -58,6 +60,8 @@ class Delivery:
         except asyncio.CancelledError:
             # Not raised again: the caller has these outcomes to record before it ends.
             rest = _SHUTTING_DOWN
+        except BodyError as error:
+            log.alert("body unusable", id=entry.message.id, reason=str(error))
         except OSError as error:
             rest = _local(error, entry)
         except Exception:  # noqa: BLE001  # a poison message is isolated: it defers, whatever it broke (I9)

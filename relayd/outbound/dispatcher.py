@@ -15,6 +15,7 @@ from random import Random
 
 from relayd import clock, log, metrics
 from relayd.config import schema
+from relayd.message import dsn
 from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Site
 from relayd.outbound.addresses import Permitted
@@ -28,8 +29,11 @@ from relayd.scheduler.entry import Entry
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
+from relayd.spool.bodies import Reading
+from relayd.spool.bodyfile import BodyError
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message, Result
+from relayd.spool.store import StoreError
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
@@ -102,7 +106,20 @@ class Dispatcher:
         now = clock.monotonic()
         for (domain, attempts, due), recipients in _groups(message).items():
             entry = Entry(message.envelope, domain, tuple(recipients), attempts, _monotonic(due, now))
-            self._scheduler.add(entry, now)
+            self._scheduler.add(entry, now, held=message.held)
+
+    def reschedule(self, message: Message) -> None:
+        """A message is held from now on, or released: what waits of it is scheduled anew."""
+        entries = self._scheduler.recall(message.envelope.id)
+        if entries is None:
+            self.add(message)
+            return
+        now = clock.monotonic()
+        for entry in entries:
+            # A new one, as the heap of deferred ones may still know the old.
+            anew = Entry(entry.message, entry.domain, entry.recipients, entry.attempts, entry.due)
+            self._scheduler.add(anew, now, held=message.held)
+        self._pump()
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -167,7 +184,8 @@ class Dispatcher:
             found = _INTERNAL_ERROR
         if isinstance(found, Outcome):
             for entry in self._scheduler.unroute(domain):
-                self._settle(entry, dict.fromkeys(entry.recipients, found))
+                outcomes = dict.fromkeys(entry.recipients, found)
+                self._settle(entry, outcomes, await self._header(entry, outcomes))
         else:
             site, valid = found
             self._scheduler.bind(domain, site, clock.monotonic() + valid)
@@ -175,13 +193,11 @@ class Dispatcher:
     async def _work(self, site: Site, entry: Entry) -> None:
         """One worker: an entry, then its site's next, and when none is ready, whatever `_pump` finds."""
         while True:
-            message = self._queue.get(entry.message.id)
             try:
-                outcomes = await self._delivery.attempt(site, entry, message.body) if message else {}
+                outcomes = await self._attempt(site, entry)
             finally:
                 self._scheduler.release(site)
-            self._settle(entry, outcomes)
-            del message, outcomes  # a worker at rest must not keep a body in memory
+            self._settle(entry, outcomes, await self._header(entry, outcomes))
             work = None
             if not self._queue.healthy:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
@@ -192,6 +208,24 @@ class Dispatcher:
                 return
             site, entry = work
 
+    async def _attempt(self, site: Site, entry: Entry) -> dict[int, Outcome]:
+        """Outcomes; none for a message that the operator removed. One whose body cannot be read waits."""
+        message = self._queue.get(entry.message.id)
+        if message is None:
+            return {}
+        if isinstance(message.body, bytes):
+            return await self._delivery.attempt(site, entry, message.body)
+        try:
+            body = await self._queue.body(message)
+        except (BodyError, StoreError, OSError) as error:
+            log.alert("body not read", id=entry.message.id, error=str(error))
+            return dict.fromkeys(entry.recipients, _INTERNAL_ERROR)
+        try:
+            return await self._delivery.attempt(site, entry, body)
+        finally:
+            if isinstance(body, Reading):
+                body.close()
+
     async def _rest(self) -> tuple[Site, Entry] | None:
         """Wait to be given work; None when it is time to end."""
         if not self._running or len(self._resting) >= MAX_RESTING:
@@ -200,11 +234,34 @@ class Dispatcher:
         self._resting.append(given)
         return await given
 
+    async def _header(self, entry: Entry, outcomes: dict[int, Outcome]) -> bytes:
+        """What a notification returns of a message whose body is not in memory, if there may be one; else nothing.
+
+        Whatever happens here, the outcomes are still to be recorded: it does not raise, cancelled or not.
+        """
+        message = self._queue.get(entry.message.id)
+        if message is None or isinstance(message.body, bytes) or not self._settling.tells(entry, outcomes):
+            return b""
+        try:
+            body = await self._queue.body(message)
+            if isinstance(body, bytes):
+                return dsn.header_of(body)
+            try:
+                return await body.header()
+            finally:
+                body.close()
+        except (BodyError, StoreError, OSError, asyncio.CancelledError) as error:
+            log.alert("header not read", id=message.envelope.id, error=str(error))
+        except Exception:  # noqa: BLE001  # as above
+            log.bug("reading a header", id=message.envelope.id)
+            metrics.bugs.inc()
+        return b""
+
     # --- ending it --------------------------------------------------------------------------------------------------
 
-    def _settle(self, entry: Entry, outcomes: dict[int, Outcome]) -> None:
+    def _settle(self, entry: Entry, outcomes: dict[int, Outcome], header: bytes = b"") -> None:
         try:
-            self._settling.settle(entry, outcomes)
+            self._settling.settle(entry, outcomes, header)
         except Exception:  # noqa: BLE001  # as above
             # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
             log.bug("settling", id=entry.message.id)
@@ -222,7 +279,9 @@ class Dispatcher:
             self._scheduler.finish(entry)
 
     def _put_back(self, entry: Entry, recipients: tuple[int, ...], attempts: int, due: float) -> None:
-        self._scheduler.add(Entry(entry.message, entry.domain, recipients, attempts, due), clock.monotonic())
+        message = self._queue.get(entry.message.id)
+        anew = Entry(entry.message, entry.domain, recipients, attempts, due)
+        self._scheduler.add(anew, clock.monotonic(), held=message is not None and message.held)
         self._scheduler.finish(entry)
         self._wake_at(due)
 

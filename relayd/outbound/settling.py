@@ -12,6 +12,7 @@ from random import Random
 
 from relayd import clock, log, metrics
 from relayd.config import schema
+from relayd.message import dsn
 from relayd.message.outcome import Outcome, Verdict
 from relayd.outbound import bounce
 from relayd.scheduler.backoff import Backoff
@@ -46,8 +47,13 @@ class Settling:
         self._random = random
         self._ended = ended
 
-    def settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> None:
-        """Hand the record to the queue, which never loses it."""
+    def tells(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> bool:
+        """Whether the sender may have to be told of these, so that `settle` needs the header."""
+        expired = clock.wall() >= entry.message.accepted_at + self._max_age
+        return expired or any(outcome.verdict is Verdict.FAILED for outcome in outcomes.values())
+
+    def settle(self, entry: Entry, outcomes: Mapping[int, Outcome], header: bytes = b"") -> None:
+        """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory."""
         message = self._queue.get(entry.message.id)
         if message is None:
             # Removed by the operator during the attempt.
@@ -60,7 +66,9 @@ class Settling:
         failed = [result for result in results if result.state in _LOST]
         notification = None
         if failed and message.envelope.sender != NULL:
-            notification = self._notification(message, failed, now)
+            if isinstance(message.body, bytes):
+                header = dsn.header_of(message.body)
+            notification = self._notification(message, failed, header, now)
             if notification is None:
                 results = self._postponed(results, entry, now)
         settled = Settled(entry.message.id, results, notification)
@@ -89,11 +97,11 @@ class Settling:
         due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
         return max(now, min(due, entry.message.accepted_at + self._max_age))
 
-    def _notification(self, message: Message, failed: list[Result], now: float) -> Accepted | None:
+    def _notification(self, message: Message, failed: list[Result], header: bytes, now: float) -> Accepted | None:
         """None, by a bug alone: the failure must then wait, because its sender would never hear of it."""
         try:
             queue_id = self._queue.new_id(beside=message.envelope.id)
-            return bounce.notification(message, failed, hostname=self._hostname, queue_id=queue_id, now=now)
+            return bounce.notification(message, failed, header, hostname=self._hostname, queue_id=queue_id, now=now)
         except Exception:  # noqa: BLE001  # a message whose bounce cannot be made is kept (I9)
             log.bug("bounce", id=message.envelope.id)
             metrics.bugs.inc()

@@ -6,7 +6,7 @@ the scheduler calls it.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from relayd.scheduler.entry import Entry
 
@@ -15,14 +15,15 @@ class FairQueue:
     """Round robin over accounts, first in first out within one.
 
     Invariants: an account is kept exactly while it has an entry; between two entries of one account every other account
-    that was waiting gives one. push and pop are O(1), absorb O(accounts) plus a copy in C of accounts in both.
+    that was waiting gives one. push, pop and remove are O(1), absorb O(entries of accounts in both).
     """
 
     __slots__ = ("_accounts",)
 
     def __init__(self) -> None:
-        # The account in front is next. Not a dict: finding its first key means scanning the holes that pops left.
-        self._accounts: OrderedDict[str, deque[Entry]] = OrderedDict()
+        # The account in front is next, and so is its entry in front. Not dicts: finding the first key of one means
+        # scanning the holes that pops left.
+        self._accounts: OrderedDict[str, OrderedDict[Entry, None]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._accounts)
@@ -31,22 +32,31 @@ class FairQueue:
         """Add at the end of its account's entries; a new account joins at the end of the round."""
         entries = self._accounts.get(entry.message.account)
         if entries is None:
-            self._accounts[entry.message.account] = deque((entry,))
-        else:
-            entries.append(entry)
+            entries = self._accounts[entry.message.account] = OrderedDict()
+        entries[entry] = None
 
     def pop(self) -> Entry:
         """Take the next entry; its account goes to the end of the round. KeyError when empty."""
         account, entries = self._accounts.popitem(last=False)
-        entry = entries.popleft()
+        entry, _ = entries.popitem(last=False)
         if entries:
             self._accounts[account] = entries
         return entry
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._accounts.get(entry.message.account, ())
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out of the middle. KeyError when it is not here."""
+        entries = self._accounts[entry.message.account]
+        del entries[entry]
+        if not entries:
+            del self._accounts[entry.message.account]
 
     def absorb(self, other: FairQueue) -> None:
         """Take all entries of `other`, which is empty afterwards."""
         for account, entries in other._accounts.items():
             mine = self._accounts.setdefault(account, entries)
             if mine is not entries:
-                mine.extend(entries)
+                mine.update(entries)
         other._accounts.clear()

@@ -1,6 +1,7 @@
 """Lines and dots of message data (RFC 5321 §4.5.2, §2.3.8): only CRLF ends a line, only CRLF.CRLF ends a message.
 
-Works on whole buffers with C-level searches, never line by line. A body is bytes that end in CRLF (or are empty).
+C-level searches over whole buffers, never line by line: a message in one piece, or a large one in parts cut anywhere
+(`Unstuffing`, `Stuffing`, `Strays`), which give what the whole would. A body is bytes that end in CRLF (or are empty).
 """
 
 from __future__ import annotations
@@ -13,17 +14,26 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class DataReader:
-    """What follows 354: feed chunks until `body` is set; `rest` is then what came behind the end.
+    """What follows 354: feed chunks until that is True; `rest` is then what came behind the end.
 
-    Keeps at most `limit` octets: beyond, it only looks for the end, and `too_large` is set. `received` counts all.
+    The message is `body`. If more than `whole` octets came without the end, `large` is set, and the message is what
+    `take` gives out after each chunk, to whom it may be too large. Otherwise `too_large` means: above `limit`. While
+    it is set, here or by the caller, only the end is looked for. `received` counts all.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, whole: int | None = None) -> None:
         self._limit = limit
+        # Stuffing may double every octet of a hostile body; the exact size is judged at the end.
+        most = limit * 2 + 16
+        self._passes_on = whole is not None and whole <= most
+        self._bound = whole if whole is not None and self._passes_on else most
         # The end-of-data dot may stand on the first line: the CRLF of the DATA command counts (RFC 5321 §4.1.1.4).
         self._buffer = bytearray(b"\r\n")
+        self._taken = False
         self.received = 0
         self.too_large = False
+        self.large = False
+        self.ended = False
         self.body: bytes | None = None
         self.rest = b""
 
@@ -34,23 +44,105 @@ class DataReader:
         self.received += len(data)
         end = self._buffer.find(END, searched)
         if end >= 0:
-            self.rest = bytes(self._buffer[end + len(END) :])
-            self.received -= len(self.rest)
-            self.body = b"" if self.too_large else unstuffed(bytes(self._buffer[: end + 2]))
-            self._overflow(len(self.body))
-            self._buffer.clear()
+            self._end(end)
             return True
-        # Stuffing may double every octet of a hostile body; the exact size is judged at the end.
-        if len(self._buffer) > self._limit * 2 + 16:
-            self.too_large = True
-        if self.too_large:
-            del self._buffer[: 1 - len(END)]
+        if self.too_large or len(self._buffer) > self._bound:
+            self._beyond()
         return False
 
-    def _overflow(self, size: int) -> None:
-        if size > self._limit:
+    def take(self) -> bytes:
+        """What has come of a large message and cannot belong to its end, still stuffed."""
+        cut = len(self._buffer) if self.ended else len(self._buffer) - len(END) + 1
+        start = 0 if self._taken else 2
+        if cut <= start:
+            return b""
+        part = bytes(self._buffer[start:cut])
+        del self._buffer[:cut]
+        self._taken = True
+        return part
+
+    def _end(self, end: int) -> None:
+        self.ended = True
+        self.rest = bytes(self._buffer[end + len(END) :])
+        self.received -= len(self.rest)
+        if self.large:
+            del self._buffer[end + 2 :]
+            return
+        self.body = b"" if self.too_large else unstuffed(bytes(self._buffer[: end + 2]))
+        if len(self.body) > self._limit:
             self.too_large = True
             self.body = b""
+        self._buffer.clear()
+
+    def _beyond(self) -> None:
+        if not self.large and not self.too_large:
+            self.large = self._passes_on
+            self.too_large = not self._passes_on
+        if self.too_large:
+            del self._buffer[: 1 - len(END)]
+
+
+class Unstuffing:
+    """A large message on its way through: the text without added dots, its stray octets noticed or made CRLF.
+
+    octets: of the text so far, before bare LFs became CRLF. fault: as of `stray`, of the text so far; a bare LF is none
+    with `normalize`. O(octets); keeps two of them.
+    """
+
+    def __init__(self, *, normalize: bool) -> None:
+        self.octets = 0
+        self.fault = ""
+        self._normalize = normalize
+        self._strays = Strays()
+        self._raw = b"\r\n"
+        self._last = b""
+
+    def feed(self, raw: bytes) -> bytes:
+        """The text of the next part."""
+        if not raw:
+            return b""
+        # What was before decides whether the first octets are a line's dot; it is never part of an added dot itself.
+        text = (self._raw + raw).replace(b"\r\n.", b"\r\n")[len(self._raw) :]
+        self._raw = raw[-2:] if len(raw) > 1 else (self._raw + raw)[-2:]
+        self.octets += len(text)
+        self.fault = self._strays.feed(text)
+        if self._normalize and self.fault == "bare LF":
+            self.fault = ""
+            text = self._with_crlf(text)
+        self._last = text[-1:] or self._last
+        return text
+
+    def _with_crlf(self, text: bytes) -> bytes:
+        if self._last == b"\r" and text.startswith(b"\n"):
+            return b"\n" + with_crlf(text[1:])
+        return with_crlf(text)
+
+
+class Stuffing:
+    """The reverse: the parts of a body as they go out, with every line-initial dot doubled."""
+
+    def __init__(self) -> None:
+        self._before = b"\r\n"
+
+    def feed(self, text: bytes) -> bytes:
+        """The next part, stuffed. O(octets), keeps two of them."""
+        wire = (self._before + text).replace(b"\r\n.", b"\r\n..")[len(self._before) :]
+        self._before = (self._before + text[-2:])[-2:]
+        return wire
+
+
+class Strays:
+    """What RFC 5321 §2.3.8 forbids, looked for in the parts of a body that ends in CRLF."""
+
+    def __init__(self) -> None:
+        self._nul = False
+        self._decoder = io.IncrementalNewlineDecoder(None, translate=False)
+
+    def feed(self, text: bytes) -> str:
+        """As `stray`, of all parts so far; a CR at their end waits for what follows it."""
+        self._nul = self._nul or b"\0" in text
+        self._decoder.decode(text.decode("latin-1"))
+        return "NUL" if self._nul else _fault(self._decoder.newlines)
 
 
 def unstuffed(data: bytes) -> bytes:
@@ -72,7 +164,11 @@ def stray(body: bytes) -> str:
     # One pass that notes which line ends it meets: half of what three counts cost, and they were 6 % of the relay.
     decoder = io.IncrementalNewlineDecoder(None, translate=False)
     decoder.decode(body.decode("latin-1"), final=True)
-    match decoder.newlines:
+    return _fault(decoder.newlines)
+
+
+def _fault(newlines: str | tuple[str, ...] | None) -> str:
+    match newlines:
         case None | "\r\n":
             return ""
         case "\n" | ("\n", "\r\n"):

@@ -26,13 +26,13 @@ import msgspec
 from relayd.message import queue_id
 from relayd.message.envelope import Envelope
 from relayd.smtp import address, framing
-from relayd.spool.records import Accepted, Record, Result, Settled
+from relayd.spool.records import Accepted, Filed, Held, Message, Record, Result, Settled
 from relayd.spool.store import FormatError
 
 FORMAT = 1
 """Version written; a larger one in a sound header is FormatError. Magic, version and crc keep their places for ever."""
 
-ACCEPTED, SETTLED, SEAL = 1, 2, 3
+ACCEPTED, SETTLED, SEAL, HELD = 1, 2, 3, 4
 """Kinds of records. SEAL is a sealed segment's footer: alone in the last frame, (records, digest of the heads)."""
 
 _MAGIC = b"relaydJ\n"
@@ -48,15 +48,25 @@ _STRIDE = 1 << 20
 _NAME = re.compile(r"(\d{8,12})\.log", re.ASCII)
 _MAX_TIME = 1e12
 
-_Taken = tuple[Envelope, tuple[Result, ...]]
+_Taken = tuple[Envelope, tuple[Result, ...], Filed | None]
 _encode = msgspec.msgpack.Encoder().encode
 _taken = msgspec.msgpack.Decoder(_Taken).decode
+_held = msgspec.msgpack.Decoder(tuple[str, bool]).decode
+_head = msgspec.msgpack.Decoder(tuple[Envelope, tuple[Result, ...], Filed | None, bool]).decode
 _settled = msgspec.msgpack.Decoder(tuple[str, tuple[Result, ...], _Taken | None]).decode
 _seal = msgspec.msgpack.Decoder(tuple[int, int]).decode
 
 
 class RecordError(ValueError):
     """The octets are sound and yet not a record that this version could have written."""
+
+
+class Place(NamedTuple):
+    """Where a record lies: its segment, and the offsets of its row in the table and of its octets."""
+
+    segment: int
+    row: int
+    octets: int
 
 
 class IrregularFileError(Exception):
@@ -95,10 +105,22 @@ class Item(NamedTuple):
 def encode(record: Record) -> Item:
     """A record as an Item; the body is not copied. UnicodeEncodeError or msgspec errors are bugs of the caller."""
     if isinstance(record, Accepted):
-        return Item(ACCEPTED, _encode((record.envelope, record.results)), record.body)
+        accepted, body = _parted(record)
+        return Item(ACCEPTED, _encode(accepted), body)
+    if isinstance(record, Held):
+        return Item(HELD, _encode((record.message, record.held)), b"")
     note = record.notification
-    taken = None if note is None else (note.envelope, note.results)
-    return Item(SETTLED, _encode((record.message, record.results, taken)), b"" if note is None else note.body)
+    if note is None:
+        return Item(SETTLED, _encode((record.message, record.results, None)), b"")
+    taken, body = _parted(note)
+    return Item(SETTLED, _encode((record.message, record.results, taken)), body)
+
+
+def _parted(accepted: Accepted) -> tuple[_Taken, bytes]:
+    body = accepted.body
+    if isinstance(body, Filed):
+        return (accepted.envelope, accepted.results, body), b""
+    return (accepted.envelope, accepted.results, None), body
 
 
 def decode(item: Item, shard: int) -> Record:
@@ -109,13 +131,35 @@ def decode(item: Item, shard: int) -> Record:
         if item.kind == SETTLED:
             message, results, taken = _settled(item.meta)
             return Settled(message, results, None if taken is None else _accepted(taken, item.body, shard))
+        if item.kind == HELD:
+            return Held(*_held(item.meta))
     except (ValueError, RecursionError) as error:
         raise RecordError(str(error)) from error
     raise RecordError(f"unknown kind {item.kind}")
 
 
+def head(message: Message) -> bytes:
+    """A message without its body, for the index."""
+    filed = message.body if isinstance(message.body, Filed) else None
+    results = [result for result in message.results if result is not None]
+    return _encode((message.envelope, results, filed, message.held))
+
+
+def from_head(octets: bytes, shard: int) -> Message:
+    """What `head` wrote, its body left where it is; RecordError as for `decode`."""
+    try:
+        envelope, results, filed, held = _head(octets)
+        message = Message.of(_accepted((envelope, results, filed), b"", shard))
+        message.held = held
+    except (ValueError, RecursionError) as error:
+        raise RecordError(str(error)) from error
+    if not isinstance(message.body, Filed):
+        message.body = None
+    return message
+
+
 def _accepted(taken: _Taken, body: bytes, shard: int) -> Accepted:
-    envelope, results = taken
+    envelope, results, filed = taken
     if not queue_id.is_valid(envelope.id) or queue_id.shard_of(envelope.id) != shard:
         raise RecordError("not a queue id of this shard")
     if not 0 <= envelope.accepted_at <= _MAX_TIME or envelope.size < 0 or not envelope.recipients:
@@ -128,7 +172,7 @@ def _accepted(taken: _Taken, body: bytes, shard: int) -> Accepted:
     if fault := framing.stray(body):
         # Outbound sends a body as it is: one that could smuggle must not come back from the disk.
         raise RecordError(f"{fault} in the body")
-    return Accepted(envelope, body, results)
+    return Accepted(envelope, body if filed is None else filed, results)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -147,6 +191,16 @@ def frame(items: Sequence[Item], *, salt: int, sequence: int, offset: int) -> li
     octets = sum(map(len, buffers))
     head = _HEAD.pack(_FRAME_MAGIC, salt, sequence, len(items), octets, crc32(table))
     return [head + _CRC.pack(crc32(head, offset & 0xFFFFFFFF)) + table, *buffers]
+
+
+def places(items: Sequence[Item], segment: int, offset: int) -> Iterator[Place | None]:
+    """Where the records of a frame at `offset` lie; None for one that brings no message."""
+    row = offset + HEAD
+    octets = row + len(items) * _ROW.size
+    for kind, meta, body in items:
+        yield Place(segment, row, octets) if kind == ACCEPTED or body else None
+        row += _ROW.size
+        octets += len(meta) + len(body)
 
 
 class Digest:
@@ -177,11 +231,12 @@ class Digest:
 
 
 class Row(NamedTuple):
-    """Where a record's octets stand in the segment, and the record, None when its crc is wrong."""
+    """Where a record's octets stand in the segment, and the record, None when its crc is wrong; row: of the table."""
 
     offset: int
     octets: int
     item: Item | None
+    row: int
 
 
 class Frame(NamedTuple):
@@ -236,6 +291,8 @@ class SegmentReader:
         self.path = path
         self.unreadable = False
         """Whether the disk refused part of what was read."""
+        self.version = 0
+        """Of the format; 0 when the header cannot be read."""
         self._salt: int | None = None
         self._start = 0
         try:
@@ -259,6 +316,15 @@ class SegmentReader:
             offset += len(part)
             octets -= len(part)
         return b"".join(parts)
+
+    def body(self, place: Place) -> bytes:
+        """The body of a record whose place is known; RecordError when its octets are not what was written."""
+        row = self.read(place.row, _ROW.size)
+        if len(row) == _ROW.size:
+            _, meta, body, crc = _ROW.unpack(row)
+            if place.octets + meta + body <= self.size and crc32(octets := self.read(place.octets, meta + body)) == crc:
+                return octets[meta:]
+        raise RecordError(f"{self.path}: wrong checksum at {place.octets}")
 
     def contents(self) -> Iterator[Frame | Damage]:
         """Everything in the file, in order and without gaps. O(size)."""
@@ -299,10 +365,10 @@ class SegmentReader:
         raw = self.read(0, HEADER)
         if len(raw) < HEADER or crc32(raw[:-4]) != _CRC.unpack(raw[-4:])[0] or not raw.startswith(_MAGIC):
             return
-        _, version, _, self._salt, _ = _FILE.unpack_from(raw)
+        _, self.version, _, self._salt, _ = _FILE.unpack_from(raw)
         self._start = HEADER
-        if version > FORMAT:
-            raise FormatError(f"{self.path}: format {version} is newer than {FORMAT}, the newest known here")
+        if self.version > FORMAT:
+            raise FormatError(f"{self.path}: format {self.version} is newer than {FORMAT}, the newest known here")
 
     def _head(self, offset: int) -> _Head | None:
         """The head of a frame at `offset` that lies inside the file."""
@@ -331,11 +397,11 @@ class SegmentReader:
         payload = memoryview(self.read(start, octets))
         rows = []
         position = 0
-        for kind, meta, body, crc in _ROW.iter_unpack(table):
+        for number, (kind, meta, body, crc) in enumerate(_ROW.iter_unpack(table)):
             middle, end = position + meta, position + meta + body
             sound = crc32(payload[position:end]) == crc and end <= len(payload)
             item = Item(kind, bytes(payload[position:middle]), bytes(payload[middle:end])) if sound else None
-            rows.append(Row(start + position, meta + body, item))
+            rows.append(Row(start + position, meta + body, item, start - len(table) + number * _ROW.size))
             position = end
         return rows
 
@@ -352,3 +418,12 @@ class SegmentReader:
             # A mark may lie across two chunks.
             offset += max(1, len(chunk) - len(mark) + 1)
         return self.size
+
+
+def body_at(journal: Path, place: Place) -> bytes:
+    """The body of a record whose place is known. RecordError when it is not what was written; OSError."""
+    try:
+        with SegmentReader(segment_path(journal, place.segment)) as reader:
+            return reader.body(place)
+    except IrregularFileError as error:
+        raise RecordError(f"{error}: not a regular file") from error

@@ -45,11 +45,18 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     host: str = ""
 
 
+class Filed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A large body, in a file of its own: `bodies/` of the message's shard, named by the message's id (`bodies`)."""
+
+    octets: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+    crc: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """A message taken: written before its 250. `results` is not empty where a survivor is carried forward."""
+    """A message taken: written before its 250. `results` is not empty where it stands for what came before."""
 
     envelope: Envelope
-    body: bytes
+    body: bytes | Filed
     results: tuple[Result, ...] = ()
 
 
@@ -61,15 +68,26 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
     notification: Accepted | None = None
 
 
-Record = Accepted | Settled
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """The operator holds a message back, or lets it go on."""
+
+    message: str
+    held: bool
+
+
+Record = Accepted | Settled | Held
 
 
 class Message(msgspec.Struct, gc=False):
-    """A live message: what was accepted and the latest result of each recipient (None before its first attempt)."""
+    """A live message: what was accepted and the latest result of each recipient (None before its first attempt).
+
+    body: None when the octets are on disk alone; `Store.body` reads them.
+    """
 
     envelope: Envelope
-    body: bytes
+    body: bytes | Filed | None
     results: list[Result | None]
+    held: bool = False
 
     @classmethod
     def of(cls, accepted: Accepted) -> Message:

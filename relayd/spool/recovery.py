@@ -2,27 +2,36 @@
 
 Never raises on content and never deletes an octet it does not understand (I7): damaged ranges are copied to
 `quarantine/` and stay in their segment until everything else in it is done. `recover` is for the owner, at open;
-`read_only` is for whoever only looks, beside a running server too.
+`viewer` replays for whoever only looks.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from relayd.spool import journal
-from relayd.spool.journal import SEAL, Damage, Digest, Frame, IrregularFileError, RecordError, Row, SegmentReader
+from relayd.spool.disk import sync_directory, write_all
+from relayd.spool.journal import (
+    SEAL,
+    Damage,
+    Digest,
+    Frame,
+    IrregularFileError,
+    Place,
+    RecordError,
+    Row,
+    SegmentReader,
+)
 from relayd.spool.ledger import Ledger, Segment
-from relayd.spool.store import Recovered
-from relayd.spool.writer import sync_directory, write_all
+from relayd.spool.records import Accepted, Held, Record
 
 _SHARD = re.compile(r"shard-(\d{2,4})", re.ASCII)
 _COPY = 1 << 20
-_LOOKS = 10
-"""Times `read_only` begins anew because a segment was unlinked under it."""
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -40,24 +49,41 @@ class Loss(msgspec.Struct, frozen=True):
         return f"{self.segment:08}-{self.offset}.{'torn' if self.torn else 'bad'}"
 
 
+Known = Callable[[Iterable[str]], Iterable[str]]
+
+
+def nothing(_names: Iterable[str]) -> Iterable[str]:
+    """What an index without messages knows."""
+    return ()
+
+
 class Replay:
     """A journal read from its first octet to its last, changing nothing.
 
     ledger: what it adds up to. losses: what could not be read, in order. sequence: the next frame's.
-    Costs one pass over the files; memory: the live bodies and one frame. FormatError before anything is concluded.
+    taken: segments up to this one are in the index already, whole. known: which messages are in the index; asked of
+    what each segment leaves alive, before the next tells what became of it: its move may have ended half way.
+    Costs one pass over the files; memory: one frame, and no body. FormatError before anything is concluded.
     """
 
-    def __init__(self, directory: Path, shard: int) -> None:
+    def __init__(self, directory: Path, shard: int, *, taken: int = 0, known: Known = nothing) -> None:
         self.ledger = Ledger()
         self.losses: list[Loss] = []
         self.sequence = 0
+        self.doubt = False
+        """Whether a range could not be read, be it set aside by an earlier start: it may have named a body."""
         self._shard = shard
         self._following = False
         """Whether the frame before this one was read: then a jump of the sequence is a loss nobody has seen yet."""
         self._directory = directory / "journal"
         self._numbers = journal.segment_numbers(self._directory)
         for number in self._numbers:
+            if number <= taken:
+                # A crash came before it left the journal. Perhaps it was to be kept: it goes where nothing is deleted.
+                self.ledger.grow(number, 0).kept = True
+                continue
             self._segment(number)
+            self.ledger.indexed.update(known(self.ledger.segments[-1].live))
         live = self.ledger.messages
         self.ledger.messages = dict(sorted(live.items(), key=lambda pair: pair[1].envelope.accepted_at))
 
@@ -117,20 +143,32 @@ class Replay:
         except RecordError as error:
             self._lose(segment, row.offset, row.octets, f"not a record: {error}")
             return
-        self.ledger.apply(record, row.item.octets, segment)
+        self.ledger.apply(record, segment, Place(segment.number, row.row, row.offset))
+        _forget_body(self.ledger, record)
 
     def _lose(self, segment: Segment, offset: int, octets: int, reason: str, *, torn: bool = False) -> None:
         self._following = False
         self.losses.append(Loss(segment.number, offset, octets, reason, torn))
 
 
-def recover(directory: Path, shard: int) -> Replay:
+def _forget_body(ledger: Ledger, record: Record) -> None:
+    """Bodies are read when they are needed: a queue of any size starts in the same memory."""
+    if isinstance(record, Held):
+        return
+    accepted = record if isinstance(record, Accepted) else record.notification
+    message = accepted and ledger.messages.get(accepted.envelope.id)
+    if message and isinstance(message.body, bytes):
+        message.body = None
+
+
+def recover(directory: Path, shard: int, *, taken: int = 0, known: Known = nothing) -> Replay:
     """Replay a shard that is owned, and set aside what was lost; `losses` tells only of what was not yet set aside.
 
     OSError when the journal cannot be read, FormatError when it is newer: then nothing was changed.
     """
-    replay = Replay(directory, shard)
+    replay = Replay(directory, shard, taken=taken, known=known)
     quarantine = directory / "quarantine"
+    replay.doubt = bool(replay.losses)
     segments = {segment.number: segment for segment in replay.ledger.segments}
     fresh = []
     for loss in replay.losses:
@@ -155,29 +193,6 @@ def shards(spool: Path) -> list[tuple[int, Path]]:
         return []
     found = ((_SHARD.fullmatch(entry.name), entry) for entry in spool.iterdir())
     return sorted((int(match[1]), entry) for match, entry in found if match and (entry / "journal").is_dir())
-
-
-def read_only(spool: Path) -> Recovered:
-    """What every shard holds, oldest first, without lock or change. FormatError, OSError.
-
-    Beside a running server the picture is of about now, and the batch being written counts as torn.
-    """
-    replays = [_look(directory, shard) for shard, directory in shards(spool)]
-    messages = [message for replay in replays for message in replay.ledger.messages.values()]
-    messages.sort(key=lambda message: message.envelope.accepted_at)
-    losses = [loss for replay in replays for loss in replay.losses]
-    torn = sum(loss.torn for loss in losses)
-    return Recovered(messages, quarantined=len(losses) - torn, torn=torn)
-
-
-def _look(directory: Path, shard: int) -> Replay:
-    for _ in range(_LOOKS):
-        try:
-            return Replay(directory, shard)
-        except FileNotFoundError:
-            # Its messages were done or carried into a segment newer than the list: look again.
-            continue
-    return Replay(directory, shard)
 
 
 def _set_aside(directory: Path, loss: Loss) -> None:

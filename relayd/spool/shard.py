@@ -1,7 +1,8 @@
-"""The embedded engine: one shard of the spool as a journal, with group commit on a thread of its own.
+"""The embedded engine: one shard of the spool as a journal with group commit, and behind it an index for what waits.
 
-Owns the shard's directory, its lock and its writer thread; all but reading and writing happens on the event loop.
-Knows nothing of delivery, memory or retries: `queue`, its only caller, decides what follows a StoreError.
+Owns the shard's directory, its lock and its writer thread, and when a segment is sealed and gives its survivors to the
+index (`cold`); all but reading and writing happens on the event loop. Knows nothing of delivery, budgets or retries:
+`queue`, its only caller, decides what follows a StoreError.
 """
 
 from __future__ import annotations
@@ -17,29 +18,28 @@ from typing import TypeVar
 import msgspec
 
 from relayd import clock, log, metrics
-from relayd.spool import journal, recovery
+from relayd.spool import journal, recovery, renewal
+from relayd.spool.bodies import Bodies
+from relayd.spool.cold import Cold
+from relayd.spool.index import IndexDamagedError
 from relayd.spool.journal import Item
-from relayd.spool.ledger import Ledger
+from relayd.spool.keeper import Keeper
+from relayd.spool.ledger import Ledger, Segment
 from relayd.spool.lock import OwnerLock
-from relayd.spool.records import Accepted, Message, Record
+from relayd.spool.records import Message, Record
 from relayd.spool.recovery import Replay
 from relayd.spool.store import Recovered, StoreError
-from relayd.spool.writer import Position, Writer, sync_directory
+from relayd.spool.writer import Position, Writer, make_directories
 
 T = TypeVar("T")
 
 SEGMENT_OCTETS = 64 * 1024**2
+
 GROUP_OCTETS = 16 * 1024**2
 """A group takes no further batch above this, so that a burst of large bodies does not delay everybody's answer."""
 
-CARRY_OCTETS = 1024**2
-"""Octets of survivors carried forward with one group."""
-
 TIDY_OCTETS = 1024**2
 """Size above which the open segment is replaced when nothing is live."""
-
-SPARE_SEGMENTS = 4
-"""Segments a journal may hold beyond twice its live octets before survivors are carried forward."""
 
 TIDY_INTERVAL = 60.0
 """Seconds before unlinking is tried again after the disk refused it."""
@@ -50,17 +50,18 @@ CLOSE_SECONDS = 10.0
 class _Batch(msgspec.Struct, eq=False):
     records: Sequence[Record]
     items: Sequence[Item]
-    done: asyncio.Future[None] | None
+    done: asyncio.Future[None]
     handed_over: float
 
 
 class JournalStore:
     """A shard on a local disk; fulfils `store.Store`.
 
-    Invariants: at most one job is with the writer thread, so groups are durable in the order of their hand-over, and
-    what is carried forward is as of the journal's end. `messages` follows the disk and never runs ahead of it. Nothing
-    is written behind a failed write: the next group begins a segment (I5). Whatever waits is handed over together, with
-    no artificial delay: a lone batch costs one fdatasync, n concurrent ones share it. Costs O(records) per group.
+    Invariants: at most one job is with the writer thread, so groups are durable in the order of their hand-over.
+    `messages` follows the disk and never runs ahead of it. Nothing is written behind a failed write: the next group
+    begins a segment (I5). Whatever waits is handed over together, with no artificial delay: a lone batch costs one
+    fdatasync, n concurrent ones share it. Costs O(records) per group. A message is in memory at most until the segment
+    of its last change has settled in the index, unless somebody holds it.
     """
 
     def __init__(
@@ -77,7 +78,11 @@ class JournalStore:
         self._segment_octets = segment_octets
         self._lock_seconds = lock_seconds
         self._lock = OwnerLock(directory / "lock")
-        self._ledger = Ledger()
+        self.ledger = Ledger()
+        self.rest = Cold(directory, shard)
+        self.bodies = Bodies(directory / "bodies", directory / "quarantine")
+        self._keeper = Keeper(self)
+        self.idle: Callable[[str], bool] = _nobody_holds
         self._waiting: deque[_Batch] = deque()
         self._flight: list[_Batch] = []
         self._open = False
@@ -86,11 +91,12 @@ class JournalStore:
         self._sound = True
         """Whether the last write succeeded: after a failure nothing is written but what is asked for."""
         self._tidy_after = 0.0
+        self._rotation_due = False
 
     @property
     def messages(self) -> Mapping[str, Message]:
         """Live messages by id, as far as they are durable."""
-        return self._ledger.messages
+        return self.ledger.messages
 
     @property
     def load(self) -> int:
@@ -104,17 +110,30 @@ class JournalStore:
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._directory.name)
         try:
-            await self._call(self._make_directories)
+            await self._call(partial(make_directories, self._directory))
             await self._lock.acquire(self._lock_seconds)
-            replay = await self._call(partial(recovery.recover, self._directory, self.shard))
-            self._writer = await self._call(partial(self._begin, replay))
+            taken, replay = await self._recovered()
+            self.epoch = await self._call(self._lock.advance)
+            segments = replay.ledger.segments
+            self._writer = Writer(
+                self._directory,
+                number=max(taken, segments[-1].number if segments else 0),
+                sequence=replay.sequence,
+                epoch=self.epoch,
+                limit=self._segment_octets,
+            )
+            await self.bodies.sweep(self.rest, doubt=replay.doubt or renewal.was_renewed(self._directory))
         except BaseException:
             # The thread may still be reading: the lock is not let go under it.
             self._executor.shutdown()
+            self.rest.abandon()
             self._lock.release()
             raise
-        self._ledger = replay.ledger
+        self.ledger = replay.ledger
+        for segment in self.ledger.segments:
+            segment.since = clock.monotonic()
         self._open = True
+        self._keeper.start()
         self._job(self._writer.rotate, self._rotated)
         damage = [loss for loss in replay.losses if not loss.torn]
         for loss in damage:
@@ -123,43 +142,44 @@ class JournalStore:
         torn = len(replay.losses) - len(damage)
         return Recovered(list(self.messages.values()), quarantined=len(damage), torn=torn)
 
+    async def _recovered(self) -> tuple[int, Replay]:
+        """The newest segment the index has taken, and what the journal behind it says, with the index as adopted."""
+        for opened in (self.rest.open, self.rest.renew):
+            taken = await opened()
+            recover = partial(recovery.recover, self._directory, self.shard, taken=taken, known=self.rest.known)
+            try:
+                replay = await self._call(recover)
+                await self.rest.adopt(replay.ledger)
+            except IndexDamagedError as error:
+                # A damaged page may be met only where it is needed.
+                log.alert("index damaged", shard=self.shard, error=str(error))
+            else:
+                return taken, replay
+        raise StoreError(f"{self._directory}: the index is damaged again as soon as it is made anew")
+
     async def close(self) -> None:
         """Finish what was handed over, seal, release the lock; StoreError when the disk does not answer any more."""
         if not self._open:
             return
         self._open = False
+        await self._keeper.stop()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._quiet.wait()
-                await self._call(self._writer.close)
+                try:
+                    await self._call(self._writer.close)
+                finally:
+                    await self.rest.close()
         except TimeoutError as error:
             self._fail([*self._flight, *self._waiting], error)
             raise StoreError(f"{self._directory}: no answer from the disk") from error
-        except OSError:
+        except (OSError, StoreError):
             # Without its footer the segment reads as after a crash: nothing is lost by that.
             pass
         finally:
             self._executor.shutdown(wait=False)
+            self.bodies.close()
             self._lock.release()
-
-    def _make_directories(self) -> None:
-        self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self._directory, self._directory / "journal", self._directory / "quarantine"):
-            directory.mkdir(mode=0o700, exist_ok=True)
-        # Also where they exist: a crash may have come between making and syncing.
-        for directory in (self._directory, self._directory.parent):
-            sync_directory(directory)
-
-    def _begin(self, replay: Replay) -> Writer:
-        self.epoch = self._lock.advance()
-        segments = replay.ledger.segments
-        return Writer(
-            self._directory,
-            number=segments[-1].number if segments else 0,
-            sequence=replay.sequence,
-            epoch=self.epoch,
-            limit=self._segment_octets,
-        )
 
     # --- commits ------------------------------------------------------------------------------------------------
 
@@ -180,42 +200,25 @@ class JournalStore:
 
     def _next(self) -> None:
         """Give the writer thread its next job: what waits, and what keeps the directory small."""
-        numbers = self._ledger.removable()
-        if numbers and clock.monotonic() >= self._tidy_after:
-            self._job(partial(self._writer.remove, numbers), partial(self._removed, numbers))
-        elif group := [*self._carried(), *self._taken()]:
+        removable = self.ledger.removable() if clock.monotonic() >= self._tidy_after else []
+        if removable:
+            remove = partial(self._writer.remove, removable[0].number, keep=removable[0].kept)
+            self._job(remove, partial(self._removed, removable[0]))
+        elif group := _taken(self._waiting):
             self._flight = group
             items = [item for batch in group for item in batch.items]
             self._job(partial(self._writer.append, items), self._written)
-        elif self._sound and not self.messages and self._ledger.segments[-1].octets > TIDY_OCTETS:
+        elif self._sound and (self._rotation_due or self._is_idle()):
+            self._rotation_due = False
             self._job(self._writer.rotate, self._rotated)
         else:
             self._busy = False
             self._quiet.set()
 
-    def _taken(self) -> list[_Batch]:
-        """What waits, up to GROUP_OCTETS."""
-        group: list[_Batch] = []
-        octets = 0
-        while self._waiting and octets < GROUP_OCTETS:
-            batch = self._waiting.popleft()
-            group.append(batch)
-            for item in batch.items:
-                octets += len(item.body)
-        return group
-
-    def _carried(self) -> list[_Batch]:
-        """Survivors of the oldest segment when the journal is too large for what lives in it.
-
-        They go first in a group, while nothing is in flight: the outcomes in their results are all that stand before.
-        """
-        ledger = self._ledger
-        bound = 2 * ledger.live_octets + SPARE_SEGMENTS * self._segment_octets
-        if not self._sound or ledger.octets <= bound or len(ledger.segments) < 2:
-            return []
-        records: Sequence[Accepted] = ledger.survivors(CARRY_OCTETS)
-        items = [journal.encode(record) for record in records]
-        return [_Batch(records, items, None, clock.monotonic())] if records else []
+    def _is_idle(self) -> bool:
+        """Whether the journal answers for nothing, and takes more than it needs for that."""
+        segments = self.ledger.segments
+        return segments[-1].octets > TIDY_OCTETS and not any(segment.live for segment in segments)
 
     def _written(self, job: asyncio.Future[Position]) -> None:
         group, self._flight = self._flight, []
@@ -234,31 +237,38 @@ class JournalStore:
     def _apply(self, group: list[_Batch], position: Position) -> None:
         self._sound = True
         metrics.commit_seconds.observe(clock.monotonic() - group[0].handed_over)
-        segment = self._ledger.grow(position.segment, position.octets)
+        segment = self._grown(position)
+        items = [item for batch in group for item in batch.items]
+        places = journal.places(items, position.segment, position.offset)
         for batch in group:
-            for record, item in zip(batch.records, batch.items, strict=True):
-                self._ledger.apply(record, item.octets, segment)
-            if batch.done is not None and not batch.done.done():
+            for record, place in zip(batch.records, places, strict=False):  # the places go on in the next batch
+                self.ledger.apply(record, segment, place)
+            if not batch.done.done():
                 batch.done.set_result(None)
+
+    def _grown(self, position: Position) -> Segment:
+        segment = self.ledger.grow(position.segment, position.octets)
+        if not segment.since:
+            segment.since = clock.monotonic()
+        return segment
 
     def _fail(self, group: list[_Batch], error: Exception) -> None:
         self._sound = False
         metrics.spool_errors.inc()
         for batch in group:
-            if batch.done is not None and not batch.done.done():
+            if not batch.done.done():
                 batch.done.set_exception(StoreError(f"{self._directory}: {error}"))
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 
-    def _removed(self, numbers: list[int], job: asyncio.Future[None]) -> None:
+    def _removed(self, segment: Segment, job: asyncio.Future[None]) -> None:
         try:
             job.result()
         except OSError as error:
             log.alert("segment not removed", shard=self.shard, error=str(error))
             self._tidy_after = clock.monotonic() + TIDY_INTERVAL
         else:
-            for number in numbers:
-                self._ledger.remove(number)
+            self.ledger.remove(segment)
         self._next()
 
     def _rotated(self, job: asyncio.Future[Position]) -> None:
@@ -268,8 +278,27 @@ class JournalStore:
             # Nobody waits for it; the next commit begins a segment, or tells why not.
             self._sound = False
         else:
-            self._ledger.grow(position.segment, position.octets)
+            self._grown(position)
         self._next()
+
+    def rotate(self) -> None:
+        """Seal the newest segment soon, and begin another."""
+        self._rotation_due = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Look for something to do, unless that happens anyway."""
+        if not self._busy:
+            self._next()
+
+    async def seal(self) -> None:
+        """Let everything go to rest that may; see `Store.seal`."""
+        self.rotate()
+        await self._quiet.wait()
+        await self._keeper.move_all()
+        await self._quiet.wait()
+
+    # --- the writer thread --------------------------------------------------------------------------------------
 
     def _job(self, work: Callable[[], T], then: Callable[[asyncio.Future[T]], None]) -> None:
         self._busy = True
@@ -278,3 +307,19 @@ class JournalStore:
 
     def _call(self, work: Callable[[], T]) -> asyncio.Future[T]:
         return self._loop.run_in_executor(self._executor, work)
+
+
+def _nobody_holds(_name: str) -> bool:
+    return True
+
+
+def _taken(waiting: deque[_Batch]) -> list[_Batch]:
+    """What waits, up to GROUP_OCTETS, taken from it."""
+    group: list[_Batch] = []
+    octets = 0
+    while waiting and octets < GROUP_OCTETS:
+        batch = waiting.popleft()
+        group.append(batch)
+        for item in batch.items:
+            octets += len(item.body)
+    return group

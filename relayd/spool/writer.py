@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from relayd import clock
 from relayd.spool import journal
+from relayd.spool.disk import sync_directory, write_all
 from relayd.spool.journal import ACCEPTED, HEAD, HEADER, Digest, Item
 
 RESERVE = 4 * 1024**2
@@ -23,37 +24,25 @@ RESERVE = 4 * 1024**2
 RESERVE_INTERVAL = 10.0
 """Seconds between attempts to allocate the reserve again."""
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Position(NamedTuple):
-    """Where a batch went: its segment, and that segment's octets since."""
+    """Where a batch went: its segment, that segment's octets since, and the offset of the batch's frame."""
 
     segment: int
     octets: int
+    offset: int
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the entries of a directory durable: a file that is on disk but in no directory is lost."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> None:
-    """Write every octet of the buffers (none is empty), however short the writes turn out."""
-    waiting = list(buffers)
-    start = 0
-    while start < len(waiting):
-        written = os.writev(descriptor, waiting[start : start + _IOV_MAX])
-        while start < len(waiting) and written >= len(waiting[start]):
-            written -= len(waiting[start])
-            start += 1
-        if written:
-            waiting[start] = memoryview(waiting[start])[written:]
+def make_directories(shard: Path) -> None:
+    """Make what a shard needs, durably."""
+    shard.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (shard, shard / "bodies", shard / "journal", shard / "quarantine"):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    # Also where they exist: a crash may have come between making and syncing.
+    for directory in (shard, shard.parent):
+        sync_directory(directory)
 
 
 class Segment:
@@ -174,26 +163,30 @@ class Writer:
         """Make one batch durable: one writev, one fdatasync; OSError when it is not. Costs O(octets)."""
         try:
             segment = self._segment or self._begin()
-            size = segment.octets + HEAD + sum(item.octets for item in items)
+            offset = segment.octets
+            size = offset + HEAD + sum(item.octets for item in items)
             self._append(segment, items, seal=size >= self._limit)
         except OSError as error:
             if error.errno in _NO_SPACE and not any(item.kind == ACCEPTED for item in items):
                 self._reserve.release()
             raise
         self._reserve.restore()
-        return Position(segment.number, segment.octets)
+        return Position(segment.number, segment.octets, offset)
 
     def rotate(self) -> Position:
         """Seal the open segment and begin the next, so that an empty queue leaves a small file; OSError."""
         if self._segment is not None:
             self._append(self._segment, (), seal=True)
         segment = self._begin()
-        return Position(segment.number, segment.octets)
+        return Position(segment.number, segment.octets, segment.octets)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        """Unlink segments, oldest first; OSError at the first that cannot be, and no later one is touched."""
-        for number in numbers:
-            journal.segment_path(self._directory, number).unlink(missing_ok=True)
+    def remove(self, number: int, *, keep: bool) -> None:
+        """Unlink a segment that nothing needs, or put it into the quarantine as it is; OSError."""
+        path = journal.segment_path(self._directory, number)
+        if keep:
+            path.rename(self._directory.parent / "quarantine" / path.name)
+        else:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Seal and close; OSError when the footer could not be written, which costs nothing else."""

@@ -3,65 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 
 import pytest
 
 from relayd.spool.records import Accepted, State
-from relayd.spool.shard import JournalStore
-from relayd.spool.store import Store, StoreError, StoreLockedError
+from relayd.spool.store import StoreError, StoreLockedError
+from tests.contract.engines import SHARD, bodies
 from tests.fakes.mail import accepted, body, name, result, settled
-from tests.fakes.memory_store import Disk, MemoryStore
-
-SHARD = 3
-
-
-class Engine:
-    """Makes stores over one and the same disk, and breaks the disk."""
-
-    def __init__(self, make: Callable[[], Store], broken: Callable[[Store], AbstractContextManager[None]]) -> None:
-        self.make = make
-        self.broken = broken
-
-    async def opened(self) -> Store:
-        store = self.make()
-        await store.open()
-        return store
-
-    async def reopened(self, store: Store) -> Store:
-        await store.close()
-        return await self.opened()
-
-
-@contextlib.contextmanager
-def no_file_may_grow(_store: Store) -> Iterator[None]:
-    """Every write of the process to a file fails with EFBIG: a real fault that needs no rights."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextlib.contextmanager
-def failing(store: Store) -> Iterator[None]:
-    assert isinstance(store, MemoryStore)
-    store.failing = True
-    yield
-    store.failing = False
-
-
-@pytest.fixture(params=["journal", "memory"])
-def engine(request, tmp_path) -> Engine:
-    if request.param == "journal":
-        directory = tmp_path / "spool" / "shard-03"
-        return Engine(lambda: JournalStore(directory, SHARD, lock_seconds=0.1), no_file_may_grow)
-    disk = Disk()
-    return Engine(lambda: MemoryStore(SHARD, disk), failing)
 
 
 def message(number: int, **kwargs: int) -> Accepted:
@@ -85,7 +33,7 @@ async def test_what_was_committed_is_found_again_oldest_first_byte_for_byte(engi
     store = engine.make()
     recovered = await store.open()
     assert [m.envelope.id for m in recovered.messages] == [name(n, SHARD) for n in (1, 2, 3)]
-    assert [m.body for m in recovered.messages] == [body(n, 5000 + n) for n in (1, 2, 3)]
+    assert list((await bodies(store)).values()) == [body(n, 5000 + n) for n in (1, 2, 3)]
     assert recovered.messages[0].envelope == message(1, octets=5001).envelope
     assert list(store.messages.values()) == recovered.messages
     await store.close()
@@ -137,7 +85,7 @@ async def test_a_notification_takes_the_place_of_its_message(engine):
     # Twice: the record of the message it tells of may be gone by the second time.
     for _ in range(2):
         store = await engine.reopened(store)
-        assert [m.body for m in store.messages.values()] == [body(2)]
+        assert await bodies(store) == {name(2, SHARD): body(2)}
     await store.close()
 
 
@@ -149,7 +97,8 @@ async def test_a_repeated_acceptance_changes_nothing(engine):
     await store.commit([Accepted(message(1).envelope, b"another body")])
     for _ in range(2):
         (live,) = store.messages.values()
-        assert (live.body, live.results) == (body(1), [result(state=State.DEFERRED)])
+        assert live.results == [result(state=State.DEFERRED)]
+        assert await bodies(store) == {name(1, SHARD): body(1)}
         store = await engine.reopened(store)
     await store.close()
 
@@ -177,7 +126,7 @@ async def test_many_at_once(engine):
     await asyncio.gather(*(store.commit([message(n)]) for n in range(100)))
     assert store.load == 0
     store = await engine.reopened(store)
-    assert [m.body for m in store.messages.values()] == [body(n) for n in range(100)]
+    assert await bodies(store) == {name(n, SHARD): body(n) for n in range(100)}
     await store.close()
 
 

@@ -205,7 +205,8 @@ async def test_a_start_without_room(tmp_path, capsys):
 async def test_a_disk_that_becomes_full_amid_a_message(tmp_path, capsys):
     """There was room at MAIL. At the final dot there is none, and the message is not taken."""
     with small_disk(tmp_path / "disk", "size=24m") as disk:
-        async with Stage(tmp_path, spool="disk/spool", limits='disk_reserve = "8MB"') as stage:
+        limits = 'disk_reserve = "8MB"\ninline_body = "2MB"'
+        async with Stage(tmp_path, spool="disk/spool", limits=limits) as stage:
             filled = []
 
             def amid(number: int) -> bytes:

@@ -90,5 +90,5 @@ async def test_two_hundred_random_kills(tmp_path, capsys):
     assert stage.ended_twice() == set()
     assert all(doubled <= len(those) for doubled, those in zip(verdict.doubled, unsettled, strict=True))
     assert most <= 2 * CONNECTIONS
-    assert stage.slow_restarts() <= len(stage.restarts) // 20
+    assert stage.slow_restarts <= len(stage.restarts) // 20
     assert verdict.acknowledged > 1000

@@ -22,6 +22,7 @@ from relayd.auth.users import HASHER
 from relayd.config.schema import Settings
 from relayd.inbound.listener import Listeners
 from relayd.inbound.terms import Timing
+from relayd.spool.bodyfile import HEADER, path_of
 from relayd.spool.memory import Memory
 from relayd.spool.queue import Queue
 from relayd.spool.records import Message
@@ -80,9 +81,10 @@ class Inbound:
             "listeners": listeners,
         }
         self.settings = Settings.model_validate(values | dict(settings or {}))
-        self.store = MemoryStore()
+        self.spool = directory / "spool"
+        self.store = MemoryStore(directory=self.spool)
         self.memory = Memory(self.settings.limits.memory)
-        self.queue = Queue([self.store], self.memory, directory=None, disk_reserve=0)
+        self.queue = Queue([self.store], self.memory)
         self.queue.added = self._added
         self.messages: list[Message] = []
         self._timing = timing
@@ -92,6 +94,8 @@ class Inbound:
     async def __aenter__(self) -> Inbound:
         if not self.users_file.exists():
             self.users_file.write_text(ALICE)
+        for name in ("bodies", "quarantine"):
+            (self.spool / name).mkdir(parents=True, exist_ok=True)
         await self.queue.open()
         self.authenticator = Authenticator(self.users_file, self.directory / "failures")
         self.listeners = Listeners(
@@ -113,6 +117,14 @@ class Inbound:
 
     def _added(self, message: Message) -> None:
         self.messages.append(message)
+
+    def body(self, number: int = -1) -> bytes:
+        """The body of an accepted message, out of its file where it has one."""
+        message = self.messages[number]
+        if isinstance(message.body, bytes):
+            return message.body
+        path = path_of(self.spool / "bodies", message.envelope.id)
+        return path.read_bytes()[HEADER:]
 
     async def dial(self, kind: str) -> Client:
         """A connection whose greeting is not read yet."""

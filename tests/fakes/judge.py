@@ -64,8 +64,9 @@ class Verdict:
     """What a drill proved. As text: the one line that is published.
 
     acknowledged: deliveries answered 250. lost: of these, neither arrived nor bounced nor queued. duplicate: with more
-    than one outcome. unexplained: of these, with no cut between two outcomes (I3). ghost: arrived, never sent whole.
-    premature: bounced, though no next hop refused them for good (I4). doubled: duplicates by cut, in the cuts' order.
+    than one outcome. unexplained: of these, with no cut between two outcomes, nor between the client's being turned away
+    and the second (I3). ghost: arrived, never sent whole. premature: bounced, though no next hop refused them for good
+    (I4). doubled: duplicates by cut, in the cuts' order.
     """
 
     seed: int
@@ -110,6 +111,8 @@ class Judge:
         self.queued: set[Delivery] = set()
         self.cuts: list[Cut] = []
         self._sent: set[Delivery] = set()
+        self._failed: dict[Delivery, list[float]] = collections.defaultdict(list)
+        """When the relay said that it cannot keep a message: each time it may turn out, behind a cut, that it did."""
 
     # --- the client's side ----------------------------------------------------------------------------------------
 
@@ -127,6 +130,8 @@ class Judge:
             self.acknowledged |= sent
         else:
             self.turned_away[reply[:3].decode()] += 1
+            for one in sent:
+                self._failed[one].append(time.monotonic())
 
     # --- the next hop's side ----------------------------------------------------------------------------------------
 
@@ -155,9 +160,12 @@ class Judge:
         duplicate, unexplained = set(), set()
         for one in reached:
             times = sorted(arrival.at for arrival in (*self.arrivals.get(one, ()), *self.bounces.get(one, ())))
+            failed = self._failed.get(one, []).copy()
             for first, second in itertools.pairwise(times):
                 duplicate.add(one)
                 cut = self._between(first, second)
+                if cut is None and failed:
+                    cut = self._between(failed.pop(0), second)
                 if cut is None:
                     unexplained.add(one)
                 else:

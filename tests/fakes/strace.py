@@ -35,9 +35,13 @@ class Call(NamedTuple):
 
     @property
     def path(self) -> str:
-        """What it is about: the (first) name it is given, or the file of its descriptor."""
+        """What strace's -P knows it by: the (first) name it is given, or else the file or directory of its descriptor.
+
+        So a name in a directory that is given by its descriptor counts as that directory.
+        """
         named = self.name in {"openat", "rename", "link", "unlink", "unlinkat"}
-        match = re.search('"(/[^"]*)"' if named else r"^\d+<(/[^>]*)>", self.arguments)
+        match = re.search('"(/[^"]*)"', self.arguments) if named else None
+        match = match or re.match(r"\d+<(/[^>]*)>", self.arguments)
         return match[1] if match else ""
 
 

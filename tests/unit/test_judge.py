@@ -89,3 +89,23 @@ def test_what_bounced_was_refused_and_did_not_arrive() -> None:
     assert judge.verdict().faults() == {}
     judge.arrivals[ONE].append(Arrival(time.monotonic()))
     assert judge.verdict().faults() == {"unexplained": [ONE]}
+
+
+def test_what_was_turned_away_before_a_cut_and_sent_again_may_arrive_twice() -> None:
+    judge = sent(b"451 4.3.0 Not now\r\n")
+    now = time.monotonic()
+    judge.cut(now, now)
+    judge.sending([ONE])
+    judge.answered([ONE], b"250 2.0.0 Ok\r\n")
+    for _ in range(2):
+        arrived(judge, TRACE + message(1))
+    assert judge.verdict().faults() == {}
+    arrived(judge, TRACE + message(1))
+    assert judge.verdict().faults() == {"unexplained": [ONE]}
+
+
+def test_what_was_turned_away_and_sent_again_without_a_cut_arrives_once() -> None:
+    judge = sent(b"451 4.3.0 Not now\r\n", b"250 2.0.0 Ok\r\n")
+    for _ in range(2):
+        arrived(judge, TRACE + message(1))
+    assert judge.verdict().faults() == {"unexplained": [ONE]}

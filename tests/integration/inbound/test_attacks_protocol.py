@@ -204,7 +204,7 @@ async def test_attack_07_long_body_lines_pass_unchanged(inbound, length):
     client = await inbound.connect()
     body = HEADER + b"x" * length + b"\r\n"
     assert (await client.mail(body)).startswith("250")
-    assert inbound.messages[0].body.endswith(b"\r\n" + body)
+    assert inbound.body().endswith(b"\r\n" + body)
 
 
 # --- 8: octets that are no text ---------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ async def test_attack_12_no_memory_is_452(tmp_path, certificate):
 
 async def test_attack_12_no_disk_space_is_452(inbound):
     client = await inbound.connect()
-    inbound.queue.has_disk_space = lambda: False
+    inbound.queue.space.enough = lambda: False
     assert (await client.ask("MAIL FROM:<a@sender.test>")).startswith("452 4.3.1")
 
 

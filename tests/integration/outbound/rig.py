@@ -16,6 +16,7 @@ from relayd.outbound.addresses import Permitted
 from relayd.outbound.connection import Connector, Timeouts
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.dispatcher import Dispatcher
+from relayd.outbound.feed import Feed
 from relayd.outbound.pool import Pool
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
@@ -95,7 +96,7 @@ class Relay:
     ) -> None:
         self.path = path
         self.scheduler = Scheduler(connections)
-        self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26), directory=None, disk_reserve=0)
+        self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26))
         self.resolver = Resolver([nameserver], "relay.example")
         self.dispatcher = Dispatcher(
             hostname="relay.example",
@@ -112,15 +113,20 @@ class Relay:
             timeouts=timeouts,
         )
         self.queue.added = self.dispatcher.add
+        self.queue.rescheduled = self.dispatcher.reschedule
+        self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
+        self.queue.dismiss = self.feed.dismiss
 
     async def __aenter__(self) -> Relay:
         for message in await self.queue.open():
             self.dispatcher.add(message)
         self.dispatcher.start()
+        await self.feed.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.dispatcher.drain(0)
+        await self.feed.stop()
         await self.queue.close()
         await self.resolver.close()
 
@@ -129,6 +135,15 @@ class Relay:
         await self.queue.accept(message, body)
         return message.id
 
+    async def submit_large(self, *recipients: str, body: bytes, **fields) -> str:
+        """As `submit`, by way of a file."""
+        writing = self.queue.file(self.queue.new_id())
+        for start in range(0, len(body), 100_000):
+            writing.write(body[start : start + 100_000])
+        filed = await writing.finish()
+        await self.queue.accept(envelope(*recipients, size=len(body), id=writing.id, **fields), filed)
+        return writing.id
+
     @property
     def empty(self) -> bool:
-        return not any(self.scheduler.counts().values()) and not list(self.queue.messages())
+        return not any(self.scheduler.counts().values()) and self.queue.oldest() is None and not self.queue.resting

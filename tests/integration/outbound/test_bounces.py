@@ -121,8 +121,8 @@ async def test_a_bounce_that_cannot_be_made_keeps_the_message(start, relay, even
     failures = iter([True])
     compose = relay.dispatcher._settling._notification
 
-    def fail_once(message, failed, now):
-        return None if next(failures, False) else compose(message, failed, now)
+    def fail_once(message, failed, header, now):
+        return None if next(failures, False) else compose(message, failed, header, now)
 
     monkeypatch.setattr(relay.dispatcher._settling, "_notification", fail_once)
     await relay.submit("nobody@peer.example", "fine@peer.example")

@@ -32,6 +32,15 @@ def keys(path: Path) -> list[str]:
     return [problem.key for problem in problems(path)]
 
 
+def test_paths_of_shards_are_relative_to_the_file(tmp_path):
+    settings = load(write(tmp_path, 'hostname = "a"\n[spool]\npaths = ["a", "/b"]\n'))
+    assert settings.spool.directories == (tmp_path / "a", Path("/b"))
+
+
+def test_a_path_of_shards_is_named_once(tmp_path):
+    assert keys(write(tmp_path, 'hostname = "a"\n[spool]\npaths = ["a", "b", "a"]\n')) == ["spool.paths.2"]
+
+
 def test_defaults(tmp_path: Path) -> None:
     settings = load(write(tmp_path, 'hostname = "a.example"'))
     assert settings.spool.path == tmp_path / "spool"

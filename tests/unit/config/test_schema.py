@@ -77,6 +77,13 @@ def test_nameservers_are_addresses(server: str) -> None:
     assert Dns.model_validate({"nameservers": [server]}).nameservers == (server,)
 
 
+def test_a_header_has_room_in_what_is_kept_in_memory() -> None:
+    assert Limits().inline_body == 512 * 1024
+    assert Limits.model_validate({"inline_body": "300KB"}).inline_body == 300 * 1024
+    with pytest.raises(ValidationError, match="above header_size"):
+        Limits.model_validate({"inline_body": "256KB"})
+
+
 @pytest.mark.parametrize(
     ("section", "value"),
     [

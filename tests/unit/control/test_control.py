@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from relayd.message.envelope import Envelope
 from relayd.smtp.address import Address
 from relayd.smtp.reply import Reply
 from relayd.spool.records import Message, Result, State
+from relayd.spool.store import StoreError
 
 STATUS = Status("0.1.0", 1, "relay.example", "", 1.0, {"ready": 3}, 2.0)
 IDS = [queue_id.compose(0, bytes([number] * 10)) for number in range(3)]
@@ -32,18 +33,25 @@ def queued(identity: str, sender: str = "a@example.net") -> Message:
 
 
 class Backend:
-    """A queue of three messages; `broken` has it fail as a bug would."""
+    """A queue of three messages on two pages; `broken` has it fail as a bug would, `unreadable` as a disk."""
 
     broken = False
+    unreadable = False
 
     def __init__(self) -> None:
         self.queue = {identity: queued(identity, f"{number}@example.net") for number, identity in enumerate(IDS)}
 
-    def messages(self) -> Iterable[Message]:
+    async def pages(self) -> AsyncIterator[list[Message]]:
         assert not self.broken
-        return self.queue.values()
+        if self.unreadable:
+            raise StoreError("the disk is broken")
+        messages = list(self.queue.values())
+        yield messages[:2]
+        yield messages[2:]
 
-    def message(self, queue_id: str) -> Message | None:
+    async def message(self, queue_id: str) -> Message | None:
+        if self.unreadable:
+            raise StoreError("the disk is broken")
         return self.queue.get(queue_id)
 
     def status(self) -> Status:
@@ -161,6 +169,15 @@ async def test_a_bug_is_an_answer(backend: Backend, tmp_path: Path) -> None:
     [answer] = await raw(tmp_path, b'{"command": "queue.list"}\n')
     assert answer["error"] == "internal error; the log has it"
     assert (await raw(tmp_path, b'{"command": "status"}\n'))[0]["ok"]
+
+
+@pytest.mark.parametrize("request_", [b'{"command": "queue.list"}', b'{"command": "queue.show", "id": "%b"}' % IDS[0].encode()])
+async def test_a_disk_that_cannot_be_read_is_an_answer(backend: Backend, tmp_path: Path, request_: bytes) -> None:
+    backend.unreadable = True
+    [answer] = await raw(tmp_path, request_ + b"\n")
+    assert (answer["ok"], answer["error"]) == (False, "the disk is broken")
+    backend.unreadable = False
+    assert (await raw(tmp_path, request_ + b"\n"))[0]["ok"]
 
 
 async def test_no_server(tmp_path: Path) -> None:

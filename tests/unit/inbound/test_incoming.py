@@ -1,6 +1,7 @@
 import pytest
 
 from relayd.config.schema import Limits
+from relayd.inbound.filing import Filing
 from relayd.inbound.incoming import Incoming
 from relayd.inbound.terms import Timing
 from relayd.smtp import reply
@@ -9,8 +10,12 @@ from relayd.spool.memory import Memory
 TIMING = Timing(idle=100.0, data_grace=10.0)
 
 
+def no_filing() -> Filing:
+    raise AssertionError("a small message")
+
+
 def incoming(memory: Memory, **limits) -> Incoming:
-    return Incoming(Limits(**limits), TIMING, memory, now=1000.0)
+    return Incoming(Limits(**limits), TIMING, memory, 1000.0, no_filing)
 
 
 def test_memory_is_held_until_it_is_given_back():

@@ -219,7 +219,7 @@ def test_nothing_is_remembered_of_what_is_idle() -> None:
 
 
 def test_bindings_are_bounded_and_those_that_end_first_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BINDINGS", 10)
+    monkeypatch.setattr("relayd.scheduler.bindings.MAX_BINDINGS", 10)
     scheduler = Scheduler(1)
     for number in range(30):
         scheduler.bind(f"d{number}", MX1, 100.0 + number)

@@ -16,6 +16,7 @@ from relayd.spool.memory import Memory
 from relayd.spool.queue import Queue
 from relayd.spool.records import Message, State
 from relayd.spool.shard import JournalStore
+from relayd.spool.space import Space
 from relayd.spool.store import StoreError, StoreLockedError
 from tests.fakes.mail import accepted, body, name, result, settled
 from tests.fakes.memory_store import Disk, MemoryStore
@@ -27,7 +28,7 @@ class Opened:
     def __init__(self, *stores: MemoryStore) -> None:
         self.stores = stores or (MemoryStore(),)
         self.memory = Memory(1_000_000)
-        self.queue = Queue(self.stores, self.memory, directory=None, disk_reserve=0)
+        self.queue = Queue(self.stores, self.memory)
         self.told: list[str] = []
         self.queue.added = self.added
 
@@ -56,6 +57,10 @@ async def opened() -> AsyncIterator[Opened]:
 def soon(monkeypatch):
     monkeypatch.setattr(repair, "FIRST_DELAY", 0.001)
     monkeypatch.setattr(repair, "MOST_DELAY", 0.01)
+
+
+async def listed(queue: Queue) -> list[Message]:
+    return [message async for page in queue.pages() for message in page]
 
 
 def healthy_metric() -> float | None:
@@ -235,7 +240,7 @@ async def test_ids_go_to_the_first_shard_until_its_line_is_long(monkeypatch):
     assert made.queue.get(name(2, shard=5)) is not None
     stores[0].release()
     await busy
-    assert [message.envelope.id for message in made.queue.messages()] == [name(1), name(2, shard=5)]
+    assert [message.envelope.id for message in await listed(made.queue)] == [name(1), name(2, shard=5)]
     await made.queue.close()
 
 
@@ -257,7 +262,7 @@ async def test_a_shard_that_cannot_be_opened_leaves_none_open():
     disk = Disk()
     disk.owned = True
     free = MemoryStore(0)
-    queue = Queue((free, MemoryStore(1, disk)), Memory(1), directory=None, disk_reserve=0)
+    queue = Queue((free, MemoryStore(1, disk)), Memory(1))
     with pytest.raises(StoreLockedError):
         await queue.open()
     assert not free.disk.owned
@@ -273,16 +278,16 @@ async def test_only_ids_are_looked_up(opened, text):
 async def test_disk_space(tmp_path, monkeypatch):
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
-    assert Queue((), Memory(0), directory=tmp_path, disk_reserve=free // 2).has_disk_space()
-    assert not Queue((), Memory(0), directory=tmp_path, disk_reserve=free * 2).has_disk_space()
-    assert not Queue((), Memory(0), directory=tmp_path / "gone", disk_reserve=0).has_disk_space()
-    monkeypatch.setattr("relayd.spool.queue.INODE_RESERVE", status.f_files + 1)
-    assert not Queue((), Memory(0), directory=tmp_path, disk_reserve=0).has_disk_space()
+    assert Space([tmp_path], free // 2).enough()
+    assert not Space([tmp_path], free * 2).enough()
+    assert not Space([tmp_path / "gone"], 0).enough()
+    monkeypatch.setattr("relayd.spool.space.INODE_RESERVE", status.f_files + 1)
+    assert not Space([tmp_path], 0).enough()
 
 
 async def test_over_a_real_journal(tmp_path, eventually):
     stores = [JournalStore(tmp_path / f"shard-{n:02}", n) for n in range(2)]
-    queue = Queue(stores, Memory(0), directory=tmp_path, disk_reserve=0)
+    queue = Queue(stores, Memory(0))
     queue.added = lambda _message: None
     assert await queue.open() == []
     new = [accepted(n, shard=n % 2) for n in range(20)]
@@ -291,7 +296,8 @@ async def test_over_a_real_journal(tmp_path, eventually):
     for number in range(10):
         queue.settle(settled(number, shard=number % 2), lambda number=number: done.append(number))
     await eventually(lambda: len(done) == 10)
-    assert [message.envelope for message in queue.messages()] == [one.envelope for one in new[10:]]
+    assert [message.envelope for message in await listed(queue)] == [one.envelope for one in new[10:]]
+    assert [await queue.body(message) for message in await listed(queue)] == [one.body for one in new[10:]]
     await queue.close()
 
 

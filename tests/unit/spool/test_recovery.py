@@ -14,6 +14,7 @@ from relayd.spool import journal, recovery
 from relayd.spool.records import Record, Settled, State
 from relayd.spool.recovery import Replay
 from relayd.spool.store import FormatError
+from relayd.spool.viewer import Viewer
 from relayd.spool.writer import Writer
 from tests.fakes.mail import accepted, body, name, result, settled
 
@@ -48,8 +49,16 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def bodies(replay: Replay) -> dict[str, bytes]:
-    return {message.envelope.id: message.body for message in replay.ledger.messages.values()}
+def bodies(replay: Replay, directory: Path) -> dict[str, bytes]:
+    """What is found, read where the ledger says it lies: a replay itself keeps none."""
+    assert all(message.body is None for message in replay.ledger.messages.values())
+    found = {}
+    for message in replay.ledger.messages:
+        place = replay.ledger.place(message)
+        assert place is not None
+        with journal.SegmentReader(journal.segment_path(directory / "journal", place.segment)) as reader:
+            found[message] = reader.body(place)
+    return found
 
 
 def frames(path: Path) -> list[journal.Frame]:
@@ -64,7 +73,7 @@ def quarantine(directory: Path) -> dict[str, bytes]:
 def test_an_untouched_journal(tmp_path):
     write(tmp_path, BATCHES[:2], BATCHES[2:], seal=True)
     replay = recovery.recover(tmp_path, 0)
-    assert bodies(replay) == LIVE
+    assert bodies(replay, tmp_path) == LIVE
     assert replay.losses == []
     assert replay.ledger.messages[name(5)].results == [result(state=State.DEFERRED)]
 
@@ -84,7 +93,7 @@ def test_every_octet_flipped(tmp_path, seal, last):
         flipped[position] ^= 1 << (position % 8)
         put(path, flipped)
         replay = Replay(tmp_path, 0)
-        found = bodies(replay)
+        found = bodies(replay, tmp_path)
         assert found.items() <= everything.items(), f"altered by octet {position}"
         (loss,) = replay.losses
         assert loss.offset <= position < loss.offset + loss.octets
@@ -103,7 +112,7 @@ def test_every_truncation_of_the_last_segment(tmp_path, seal):
     for length in range(len(data)):
         put(path, data[:length])
         replay = Replay(tmp_path, 0)
-        assert bodies(replay) == live_after(sum(end <= length for end in batches))
+        assert bodies(replay, tmp_path) == live_after(sum(end <= length for end in batches))
         start = max(end for end in ends if end <= length)
         assert [(loss.offset, loss.octets, loss.torn) for loss in replay.losses] == (
             [] if length in ends else [(start, length - start, True)]
@@ -117,8 +126,8 @@ def test_every_truncation_of_an_earlier_segment_is_noticed(tmp_path):
     for length in range(len(data)):
         put(path, data[:length])
         replay = Replay(tmp_path, 0)
-        assert bodies(replay).items() <= {name(n): body(n) for n in range(10)}.items()
-        assert name(9) in bodies(replay)
+        assert bodies(replay, tmp_path).items() <= {name(n): body(n) for n in range(10)}.items()
+        assert name(9) in bodies(replay, tmp_path)
         # Cut in a frame: that range. Cut between frames: the sequence jumps. Without its first frame there is no base.
         assert [loss.torn for loss in replay.losses] == ([] if length in (0, journal.HEADER) else [False]), length
 
@@ -145,8 +154,8 @@ def test_octets_inserted_and_removed_anywhere(tmp_path):
         start, length = rng.randrange(len(data)), rng.randrange(1, 300)
         put(path, data[:start] + rng.randbytes(rng.randrange(300)) + data[start + length :])
         replay = Replay(tmp_path, 0)
-        assert bodies(replay).items() <= {name(n): body(n) for n in range(10)}.items()
-        assert name(9) in bodies(replay)
+        assert bodies(replay, tmp_path).items() <= {name(n): body(n) for n in range(10)}.items()
+        assert name(9) in bodies(replay, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"garbage" * 500, b"\xf1RLF" * 5000])
@@ -155,7 +164,7 @@ def test_a_file_of_anything_else(tmp_path, content):
     journal.segment_path(tmp_path / "journal", 2).write_bytes(content)
     write(tmp_path, [[accepted(9)]])
     replay = recovery.recover(tmp_path, 0)
-    assert bodies(replay) == {**LIVE, name(9): body(9)}
+    assert bodies(replay, tmp_path) == {**LIVE, name(9): body(9)}
     assert quarantine(tmp_path) == ({"00000002-0.bad": content} if content else {})
     assert len(replay.losses) == bool(content)
 
@@ -168,7 +177,7 @@ def test_a_damaged_record_takes_no_other_with_it(tmp_path):
     data[row.offset + row.octets - 1] ^= 1
     put(path, data)
     replay = recovery.recover(tmp_path, 0)
-    assert bodies(replay) == {name(n): body(n) for n in (3, 4, 6)}
+    assert bodies(replay, tmp_path) == {name(n): body(n) for n in (3, 4, 6)}
     kept = {f"00000001-{row.offset}.bad": bytes(data[row.offset : row.offset + row.octets])}
     assert quarantine(tmp_path) == kept
     assert path.read_bytes() == data
@@ -195,7 +204,7 @@ def test_a_torn_tail_is_set_aside_whole_and_never_comes_back(tmp_path):
     put(path, torn)
     for counted in (1, 0):
         replay = recovery.recover(tmp_path, 0)
-        assert bodies(replay) == {name(n): body(n) for n in (3, 4, 5)}
+        assert bodies(replay, tmp_path) == {name(n): body(n) for n in (3, 4, 5)}
         assert [loss.torn for loss in replay.losses] == [True] * counted
         assert quarantine(tmp_path) == {f"00000001-{tail.offset}.torn": torn[tail.offset :]}
         # The next owner's segment makes the torn one an earlier one.
@@ -214,9 +223,10 @@ def test_without_room_in_the_quarantine_the_segment_is_kept(tmp_path):
     replay = recovery.recover(tmp_path, 0)
     assert len(replay.losses) == 1
     assert not replay.ledger.messages
-    assert replay.ledger.removable() == []
+    assert [(segment.number, segment.kept) for segment in replay.ledger.removable()] == [(1, True)]
     (tmp_path / "quarantine").mkdir()
-    assert recovery.recover(tmp_path, 0).ledger.removable() == [1]
+    again = recovery.recover(tmp_path, 0)
+    assert [(segment.number, segment.kept) for segment in again.ledger.removable()] == [(1, False)]
 
 
 def test_irregular_files_are_set_aside_as_they_are(tmp_path):
@@ -225,7 +235,7 @@ def test_irregular_files_are_set_aside_as_they_are(tmp_path):
     os.mkfifo(directory / "00000005.log")
     (directory / "00000006.log").symlink_to("/dev/zero")
     replay = recovery.recover(tmp_path, 0)
-    assert bodies(replay) == LIVE
+    assert bodies(replay, tmp_path) == LIVE
     assert len(replay.losses) == 2
     assert sorted(path.name for path in (tmp_path / "quarantine").iterdir()) == ["00000005-0.bad", "00000006-0.bad"]
     assert (tmp_path / "quarantine" / "00000006-0.bad").is_symlink()
@@ -254,27 +264,46 @@ def test_a_footer_that_tells_of_other_frames_is_counted(tmp_path):
     forged = journal.frame([digest.seal()], salt=salt, sequence=footer.sequence, offset=footer.offset)
     put(path, path.read_bytes()[: footer.offset] + b"".join(forged))
     replay = recovery.recover(tmp_path, 0)
-    assert bodies(replay) == LIVE
+    assert bodies(replay, tmp_path) == LIVE
     assert [(loss.offset, loss.octets) for loss in replay.losses] == [(footer.offset, 0)]
 
 
 def test_an_outcome_without_its_message_still_brings_its_notification(tmp_path):
     write(tmp_path, [[settled(1, result(state=State.FAILED), notification=accepted(2))]])
-    assert bodies(Replay(tmp_path, 0)) == {name(2): body(2)}
+    assert bodies(Replay(tmp_path, 0), tmp_path) == {name(2): body(2)}
 
 
-def test_read_only_looks_at_every_shard_and_changes_nothing(tmp_path):
+def test_a_segment_the_index_has_taken_is_not_read_and_goes_where_nothing_is_deleted(tmp_path):
+    write(tmp_path, BATCHES[:2], BATCHES[2:])
+    asked = []
+
+    def known(names):
+        asked.append(set(names))
+        return [name(5)]
+
+    replay = Replay(tmp_path, 0, taken=1, known=known)
+    assert bodies(replay, tmp_path) == {name(n): body(n) for n in (4, 5, 6)}
+    assert [(segment.number, segment.kept) for segment in replay.ledger.removable()] == [(1, True)]
+    # An outcome of what is not in the journal is of something in the index.
+    assert list(replay.ledger.strays) == [name(2)]
+    assert replay.ledger.indexed == {name(5)}
+    assert {name(4), name(5), name(6)} in asked
+
+
+def test_a_look_at_every_shard_changes_nothing(tmp_path):
     write(tmp_path / "shard-00", BATCHES)
     path = write(tmp_path / "shard-01", [[accepted(2, shard=1)], [accepted(1, shard=1)]])
     put(path, path.read_bytes()[:-1])
     (tmp_path / "shard-none").mkdir()
     before = {path: path.stat() for path in tmp_path.rglob("*") if path.is_file()}
-    recovered = recovery.read_only(tmp_path)
-    ids = [name(2, shard=1), *(name(n) for n in (3, 4, 5, 6))]
-    assert [message.envelope.id for message in recovered.messages] == ids
-    assert (recovered.quarantined, recovered.torn) == (0, 1)
+    with Viewer(tmp_path) as viewer:
+        ids = [name(2, shard=1), *(name(n) for n in (3, 4, 5, 6))]
+        assert [message.envelope.id for message in viewer.messages()] == ids
+        assert [b"".join(viewer.body(message)) for message in viewer.messages()] == [body(n) for n in (2, 3, 4, 5, 6)]
+        assert (viewer.quarantined, viewer.torn) == (0, 1)
     assert [(p, p.stat().st_mtime_ns) for p in before] == [(p, s.st_mtime_ns) for p, s in before.items()]
-    assert recovery.read_only(tmp_path / "nothing").messages == []
+    with Viewer(tmp_path / "nothing") as viewer:
+        assert list(viewer.messages()) == []
 
 
 def test_a_torn_tail_that_was_copied_and_not_cut_is_cut_by_the_next_start(tmp_path, monkeypatch):

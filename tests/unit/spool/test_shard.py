@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import resource
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from relayd import metrics
-from relayd.spool import journal, recovery, shard, writer
+from relayd.spool import journal, keeper, shard, writer
+from relayd.spool.index import Index, Put, Waiting
 from relayd.spool.records import Accepted, State
 from relayd.spool.shard import JournalStore
 from relayd.spool.store import StoreError
+from relayd.spool.viewer import Viewer
 from tests.fakes.mail import accepted, body, name, result, settled
 
 SEGMENT = 64 * 1024
@@ -34,6 +39,64 @@ async def opened(directory: Path, **kwargs: int) -> JournalStore:
     store = JournalStore(directory, 0, **kwargs)
     await store.open()
     return store
+
+
+async def bodies(store: JournalStore) -> dict[str, bytes]:
+    """Everything that lives in a store, in memory and at rest."""
+    names = list(store.messages)
+    after = -1
+    while after:
+        after, page = await store.rest.page(max(after, 0), 100)
+        names += [message.envelope.id for message in page]
+    assert len(names) == len(set(names)) == len(store.messages) + store.rest.count
+    return {name: await store.rest.body(name) for name in names}
+
+
+async def due(store: JournalStore) -> list[str]:
+    found = await store.rest.due(1e12, lanes=1000, each=1000, full=lambda _domain, _account: False)
+    return [message.envelope.id for message in found]
+
+
+def seen(spool: Path) -> list[str]:
+    """What a spool that nobody has open is seen to hold."""
+    with Viewer(spool) as viewer:
+        return [message.envelope.id for message in viewer.messages()]
+
+
+@pytest.fixture
+def no_index(monkeypatch) -> None:
+    """Nothing can be moved."""
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Index, "move", broken)
+
+
+class Gate:
+    """Keeps each move on the index's thread waiting until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting = threading.Event()
+        self._opened = threading.Event()
+        move = Index.move
+
+        def gated(*arguments: object) -> None:
+            self.waiting.set()
+            assert self._opened.wait(20), "nobody opened the gate"
+            move(*arguments)
+
+        monkeypatch.setattr(Index, "move", gated)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Iterator[Gate]:
+    made = Gate(monkeypatch)
+    yield made
+    made.open()
 
 
 @pytest.fixture
@@ -73,7 +136,8 @@ async def test_more_buffers_than_one_writev_takes(directory):
     await store.commit([accepted(n) for n in range(2000)])
     await store.close()
     store = await opened(directory)
-    assert {n: m.body for n, m in store.messages.items()} == {name(n): body(n) for n in range(2000)}
+    assert all(message.body is None for message in store.messages.values())
+    assert await bodies(store) == {name(n): body(n) for n in range(2000)}
     await store.close()
 
 
@@ -94,7 +158,8 @@ async def test_full_segments_are_sealed_and_unlinked_oldest_first(directory, eve
         await store.commit([settled(number)])
         expected = list(range(1 if number else 4, 12))
         await eventually(lambda expected=expected: segments(directory) == expected)
-    assert recovery.read_only(directory.parent).torn == 0
+    with Viewer(directory.parent) as viewer:
+        assert viewer.torn == 0
     await store.close()
 
 
@@ -113,54 +178,145 @@ async def test_an_empty_queue_leaves_a_small_journal(directory, eventually):
     await store.close()
 
 
-async def test_one_stuck_message_does_not_keep_the_journal(directory):
+async def test_one_stuck_message_does_not_keep_the_journal(directory, eventually, monkeypatch):
+    monkeypatch.setattr(keeper, "TICK", 0.005)
+    monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.005)
     store = await opened(directory, segment_octets=SEGMENT)
     stuck = accepted(0, octets=3000, recipients=3)
     await store.commit([stuck])
     await store.commit([settled(0, result(0), result(1, State.DEFERRED, attempts=2))])
     rng = random.Random(2)
     for number in range(1, 400):
-        await store.commit([accepted(number, octets=rng.randrange(200, 8000))])
-        await store.commit([settled(number)])
-        # Twice what lives, four segments, and the one being written.
-        assert octets(directory) <= 2 * 4000 + (shard.SPARE_SEGMENTS + 1.5) * SEGMENT
+        await store.commit([accepted(number, octets=rng.randrange(200, 8000)), settled(number)])
+    # Those that wait for nothing but their turn, and the one being written.
+    await eventually(lambda: octets(directory) <= (keeper.SEGMENTS + 1.5) * SEGMENT)
     assert segments(directory)[0] > 15
+    assert (list(store.messages), store.rest.count) == ([], 1)
     await store.close()
     store = await opened(directory)
+    assert await due(store) == [name(0)]
     (message,) = store.messages.values()
-    assert (message.envelope, message.body) == (stuck.envelope, stuck.body)
+    assert (message.envelope, await store.rest.body(name(0))) == (stuck.envelope, stuck.body)
     assert message.results == [result(0), result(1, State.DEFERRED, attempts=2), None]
     await store.close()
 
 
-async def test_an_outcome_beside_its_message_being_carried_forward_counts(directory):
-    store = await opened(directory, segment_octets=SEGMENT)
-    stuck = set(range(1000, 1010))
-    await store.commit([accepted(number) for number in sorted(stuck)])
-    first = segments(directory)[0]
-    while stuck:
-        # The second waits while the first is written, and shares the next group with whatever is carried forward.
-        filler = store.commit([accepted(1, octets=SEGMENT), settled(1)])
-        await asyncio.sleep(0)
-        assert store.load == 1
-        number = stuck.pop()
-        outcome = store.commit([settled(number)])
-        await asyncio.gather(filler, outcome)
-        assert set(store.messages) == {name(n) for n in stuck}
-    assert segments(directory)[0] > first, "nothing was carried forward"
+async def test_survivors_move_and_only_then_their_segment_goes(directory, gate, eventually):
+    store = await opened(directory)
+    await store.commit([accepted(number) for number in range(250)])
+    await store.commit([settled(number) for number in range(240)])
+    sealing = asyncio.ensure_future(store.seal())
+    await eventually(gate.waiting.is_set)
+    assert segments(directory) == [1, 2]
+    assert store.rest.count == 0
+    gate.open()
+    await sealing
+    assert segments(directory) == [2]
+    assert octets(directory) == journal.HEADER
+    assert (list(store.messages), store.rest.count) == ([], 10)
     await store.close()
-    assert recovery.read_only(directory.parent).messages == []
+    assert seen(directory.parent) == [name(number) for number in range(240, 250)]
 
 
-async def test_traffic_of_every_kind_is_found_again_after_many_restarts(directory):
-    """A model beside the store: small segments, outcomes in any order, notifications, some mail never settled."""
+async def test_a_segment_stays_while_its_survivors_cannot_be_moved(directory, no_index):
+    store = await opened(directory)
+    await store.commit([accepted(1), accepted(2)])
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await store.seal()
+    assert segments(directory)[0] == 1
+    assert list(store.messages) == [name(1), name(2)]
+    await store.commit([settled(1)])
+    await store.close()
+    store = await opened(directory)
+    assert await bodies(store) == {name(2): body(2)}
+    await store.close()
+
+
+@pytest.mark.parametrize("again", ["seal", "reopen", "both"])
+async def test_an_outcome_beside_the_move_of_its_message_counts(directory, gate, eventually, again):
+    store = await opened(directory)
+    store.idle = lambda _name: False
+    await store.commit([accepted(number, recipients=2) for number in range(3)])
+    sealing = asyncio.ensure_future(store.seal())
+    await eventually(gate.waiting.is_set)
+    await store.commit([settled(0, result(0), result(1))])
+    await store.commit([settled(1, result(1))])
+    assert list(store.messages) == [name(1), name(2)]
+    gate.open()
+    await sealing
+    store.idle = lambda _name: True
+    if again != "reopen":
+        await store.seal()
+    if again != "seal":
+        await store.close()
+        store = await opened(directory)
+    await due(store)
+    found = {message.envelope.id: message.results for message in store.messages.values()}
+    assert found == {name(1): [None, result(1)], name(2): [None, None]}
+    assert await bodies(store) == {name(number): body(number) for number in (1, 2)}
+    await store.close()
+    assert sorted(seen(directory.parent)) == [name(1), name(2)]
+
+
+async def test_a_notification_beside_the_move_of_its_message_stays(directory, gate, eventually):
+    store = await opened(directory)
+    store.idle = lambda _name: False
+    await store.commit([accepted(1)])
+    sealing = asyncio.ensure_future(store.seal())
+    await eventually(gate.waiting.is_set)
+    await store.commit([settled(1, result(state=State.FAILED), notification=accepted(2))])
+    gate.open()
+    await sealing
+    for _ in range(2):
+        await store.seal()
+        assert await bodies(store) == {name(2): body(2)}
+        await store.close()
+        store = await opened(directory)
+    await store.close()
+
+
+async def test_a_crash_in_the_middle_of_a_move(directory, monkeypatch):
+    """Whatever of a segment is in the index already is neither twice there nor missing."""
+    monkeypatch.setattr("relayd.spool.mover.MOVED_AT_ONCE", 2)
+    store = await opened(directory)
+    await store.commit([accepted(number) for number in range(6)])
+    move, moves = Index.move, iter(range(100))
+
+    def twice(*arguments: object) -> None:
+        if next(moves) == 2:
+            raise OSError(5, "Input/output error")
+        move(*arguments)
+
+    monkeypatch.setattr(Index, "move", twice)
+    with pytest.raises(StoreError):
+        await store.seal()
+    assert (len(store.messages), store.rest.count) == (2, 4)
+    await store.close()
+    store = await opened(directory)
+    assert len(store.messages) + store.rest.count == 6
+    await store.commit([settled(0), settled(1)])
+    await store.seal()
+    assert await bodies(store) == {name(number): body(number) for number in range(2, 6)}
+    await store.close()
+    assert sorted(seen(directory.parent)) == [name(number) for number in range(2, 6)]
+
+
+async def test_traffic_of_every_kind_is_found_again_after_many_restarts(directory, monkeypatch):
+    """A model beside the store: small segments, outcomes in any order, notifications, mail that rests and comes back."""
+    monkeypatch.setattr(keeper, "TICK", 0.002)
+    monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.005)
     rng = random.Random(3)
     model: dict[str, Accepted] = {}
     numbers = iter(range(10**9))
     for _ in range(8):
         store = await opened(directory, segment_octets=SEGMENT)
-        assert {n: m.body for n, m in store.messages.items()} == {n: a.body for n, a in model.items()}
+        busy: set[str] = set()
+        store.idle = lambda message, busy=busy: message not in busy
+        assert await bodies(store) == {n: a.body for n, a in model.items()}
         for _ in range(60):
+            if rng.random() < 0.2:
+                await store.rest.due(1e12, lanes=1, each=rng.randrange(1, 30), full=lambda _domain, _account: False)
             commits = []
             for _ in range(rng.randrange(6)):
                 new = accepted(next(numbers), octets=rng.randrange(10_000))
@@ -168,14 +324,16 @@ async def test_traffic_of_every_kind_is_found_again_after_many_restarts(director
                 commits.append(store.commit([new]))
             live = sorted(model.keys() & store.messages.keys())
             for old in rng.sample(live, min(len(live), rng.randrange(6))):
+                busy.add(old)
                 number = int(model.pop(old).envelope.accepted_at)
                 note = accepted(next(numbers), octets=500) if rng.random() < 0.1 else None
                 if note is not None:
                     model[note.envelope.id] = note
                 commits.append(store.commit([settled(number, notification=note)]))
             await asyncio.gather(*commits)
-        await store._quiet.wait()  # finished segments are unlinked behind the commits
-        assert store._ledger.octets - octets(directory) in range(-200, 200)
+        await store.seal()  # finished segments are unlinked behind the commits
+        assert sum(segment.octets for segment in store.ledger.segments) == octets(directory)
+        assert await bodies(store) == {n: a.body for n, a in model.items()}
         await store.close()
 
 
@@ -254,31 +412,45 @@ async def test_a_failed_group_leaves_no_bad_range(small_disk):
         await store.commit([accepted(2, octets=1 << 20), accepted(3)])
     (small_disk / "others").unlink()
     await store.commit([accepted(4)])
-    recovered = recovery.read_only(small_disk)
-    assert [message.envelope.id for message in recovered.messages] == [name(1), name(4)]
-    assert (recovered.quarantined, recovered.torn) == (0, 0)
+    with Viewer(small_disk) as viewer:
+        assert [message.envelope.id for message in viewer.messages()] == [name(1), name(4)]
+        assert (viewer.quarantined, viewer.torn) == (0, 0)
     # Never again on the descriptor that failed.
     assert segments(small_disk / "shard-00") == [1, 2]
     await store.close()
 
 
-async def test_carrying_forward_never_stands_in_the_way_of_outcomes(small_disk, monkeypatch):
+async def test_a_move_never_stands_in_the_way_of_outcomes(small_disk):
+    """On a full disk: neither by what it writes, nor by what it waits for."""
     directory = small_disk / "spool" / "shard-00"
-    monkeypatch.setattr(shard, "SPARE_SEGMENTS", 1000)
     store = await opened(directory, segment_octets=SEGMENT)
     await store.commit([accepted(0, octets=SEGMENT // 2), accepted(1)])
     for number in range(2, 8):
         await store.commit([accepted(number, octets=SEGMENT), settled(number)])
+    await store.commit([accepted(9, octets=SEGMENT)])
     fill(small_disk / "others")
-    monkeypatch.setattr(shard, "SPARE_SEGMENTS", 0)
-    for _ in range(2):
-        with pytest.raises(StoreError, match="No space"):
-            await store.commit([settled(1)])
+    with pytest.raises(StoreError):
+        await store.seal()
+    with pytest.raises(StoreError, match="No space"):
+        await store.commit([settled(1)] * 200)
     assert not (directory / "reserve").exists()
     await store.commit([settled(1)])
-    assert list(store.messages) == [name(0)]
+    assert list(store.messages) == [name(0), name(9)]
     await store.close()
-    assert [message.envelope.id for message in recovery.read_only(directory.parent).messages] == [name(0)]
+    assert seen(directory.parent) == [name(0), name(9)]
+
+
+async def test_a_held_index_thread_delays_no_outcome(directory, gate, eventually):
+    store = await opened(directory)
+    await store.commit([accepted(1), accepted(2)])
+    sealing = asyncio.ensure_future(store.seal())
+    await eventually(gate.waiting.is_set)
+    for number in range(3, 20):
+        await asyncio.wait_for(store.commit([accepted(number), settled(number)]), 5)
+    assert not sealing.done()
+    gate.open()
+    await sealing
+    await store.close()
 
 
 async def test_a_start_on_a_full_disk(small_disk):
@@ -288,10 +460,10 @@ async def test_a_start_on_a_full_disk(small_disk):
     await store.close()
     fill(small_disk / "others")
     store = await opened(directory)
-    assert store.messages[name(1)].body == body(1, 10_000)
-    with pytest.raises(StoreError, match="No space"):
-        await store.commit([settled(1), settled(1)] * 200)
-    await store.commit([settled(1)])
+    assert await store.rest.body(name(1)) == body(1, 10_000)
+    # What waits can be delivered: the index was opened in the room of the reserve, and outcomes find room as well.
+    assert not (directory / "reserve").exists()
+    await store.commit([settled(1), settled(1)] * 200)
     assert not store.messages
     await store.close()
 
@@ -313,4 +485,108 @@ async def test_what_cannot_be_unlinked_stays_and_keeps_what_follows(directory, e
     store = await opened(directory)
     assert not store.messages
     await eventually(lambda: segments(directory) == [4])
+    await store.close()
+
+
+async def test_a_body_outlives_a_move_that_failed(directory, no_index, monkeypatch):
+    store = await opened(directory)
+    await store.commit([accepted(1)])
+    with pytest.raises(StoreError):
+        await store.seal()
+    monkeypatch.undo()
+    await store.seal()
+    assert await store.rest.body(name(1)) == body(1)
+    await store.close()
+    assert seen(directory.parent) == [name(1)]
+
+
+async def test_what_was_half_moved_behind_a_segment_that_stayed_does_not_rise(directory, monkeypatch):
+    """The oldest segment answers for nothing and is still there: the move that a crash cut was of a later one."""
+    monkeypatch.setattr("relayd.spool.mover.MOVED_AT_ONCE", 1)
+    store = await opened(directory)
+    store.idle = lambda _name: False
+    await store.commit([accepted(1)])
+    store.rotate()
+    await store._quiet.wait()
+    await store.commit([accepted(2), accepted(3)])
+    unlink, move, moves = Path.unlink, Index.move, iter(range(100))
+
+    def stays(path: Path, *, missing_ok: bool = False) -> None:
+        if path.suffix == ".log":
+            raise OSError(5, "Input/output error")
+        unlink(path, missing_ok=missing_ok)
+
+    def first(*arguments: object) -> None:
+        if next(moves):
+            raise OSError(28, "No space left on device")
+        move(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stays)
+        patch.setattr(Index, "move", first)
+        await store.commit([settled(1)])
+        with pytest.raises(StoreError):
+            await store.seal()
+        await store.close()
+    store = await opened(directory)
+    await store.commit([settled(2), settled(3)])
+    await store.seal()
+    await store.close()
+    store = await opened(directory)
+    assert (list(store.messages), await due(store)) == ([], [])
+    await store.close()
+
+
+async def test_an_index_that_cannot_be_opened_again_is_trouble_and_no_bug(directory):
+    """It is closed for a fault, and the disk takes no new one: what rests is read again when it does."""
+    store = await opened(directory)
+    await store.commit([accepted(1)])
+    await store.seal()
+    await store.commit([accepted(2)])
+    store.rotate()
+    await store._quiet.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                await store.seal()
+            with contextlib.suppress(StoreError):
+                assert await store.rest.body(name(1)) == body(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    await store.commit([])
+    await store.seal()
+    assert await bodies(store) == {name(1): body(1), name(2): body(2)}
+    await store.close()
+
+
+async def test_the_index_is_closed_where_the_journal_cannot_be(directory, monkeypatch):
+    store = await opened(directory)
+    await store.commit([accepted(1)])
+    closed = []
+    close = Index.close
+
+    def no_footer() -> None:
+        raise OSError(28, "No space left on device")
+
+    def counted(index: Index) -> None:
+        closed.append(index)
+        close(index)
+
+    monkeypatch.setattr(store._writer, "close", no_footer)
+    monkeypatch.setattr(Index, "close", counted)
+    await store.close()
+    assert len(closed) == 1
+
+
+async def test_a_head_that_makes_no_sense_keeps_no_other(directory):
+    store = await opened(directory)
+    await store.commit([accepted(1), accepted(2), accepted(3)])
+    await store.seal()
+    nonsense = Put(name(2), b"nonsense", [Waiting("example.net", "user:alice", 2.0)], None)
+    await store.rest.call(lambda index: index.move([nonsense], ()), writing=True)
+    assert await due(store) == [name(1), name(3)]
+    assert await due(store) == []
+    assert store.rest.count == 1, "it stays where it is"
     await store.close()

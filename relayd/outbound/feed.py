@@ -1,0 +1,94 @@
+"""Brings what rests on disk into memory before it is due, and no more of it than can soon be tried.
+
+Owns what is brought in, and what may go to rest again. Knows the queue and what the scheduler holds; what becomes of a
+message is the dispatcher's. A site that takes nothing fills its own lanes and no other's; a million messages due at
+once come in turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from relayd import clock, log, metrics
+from relayd.scheduler.scheduler import Scheduler
+from relayd.spool.queue import Queue
+from relayd.spool.records import Message
+from relayd.spool.store import Rest, StoreError
+
+HORIZON = 60.0
+"""Seconds before its time at which a message is brought in; what is due later than that may go to rest."""
+
+LANE = 1000
+"""Entries of a lane (a domain and an account) above which it is full, and new ones may go to rest."""
+
+TOTAL = 20_000
+"""Entries in memory above which nothing is brought in (Postfix's qmgr_message_active_limit)."""
+
+LANES, EACH = 50, 20
+"""Lanes looked at in one go, and messages of each: to add a thousand holds the loop for some 20 ms."""
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+TROUBLE_INTERVAL = 10.0
+"""Seconds until the next look after one that failed."""
+
+
+class Feed:
+    """A look at a time at each shard, whose trouble is its own.
+
+    Invariant: what a look brought in is scheduled before the next. A look is O(brought in).
+    """
+
+    def __init__(self, queue: Queue, scheduler: Scheduler, add: Callable[[Message], None]) -> None:
+        self._queue = queue
+        self._scheduler = scheduler
+        self._add = add
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """See how old the queue is, then look until `stop`."""
+        await asyncio.gather(*(rest.look_back() for rest in self._queue.rests))
+        self._tasks = [asyncio.get_running_loop().create_task(self._run(rest)) for rest in self._queue.rests]
+
+    async def stop(self) -> None:
+        """Look no more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def dismiss(self, name: str) -> bool:
+        """Whether a message in memory may go to rest; then the scheduler has forgotten it. See `Queue.dismiss`."""
+        room = LANE if self._scheduler.lanes.total <= TOTAL else 0
+        return self._scheduler.withdraw(name, clock.monotonic() + HORIZON, room)
+
+    async def _run(self, rest: Rest) -> None:
+        while True:
+            try:
+                more = True
+                while more:
+                    more = await self._bring(rest)
+                await rest.look_back()
+                pause = INTERVAL
+            except StoreError as error:
+                log.alert("mail at rest cannot be read", error=str(error))
+                pause = TROUBLE_INTERVAL
+            except Exception:  # noqa: BLE001  # what rests is safe, and the next look may do better
+                metrics.bugs.inc()
+                log.bug("feed")
+                pause = TROUBLE_INTERVAL
+            await asyncio.sleep(pause)
+
+    async def _bring(self, rest: Rest) -> bool:
+        """Bring in what is due; whether there may be more."""
+        if not rest.count or self._scheduler.lanes.total >= TOTAL:
+            return False
+        messages = await rest.due(clock.wall() + HORIZON, lanes=LANES, each=EACH, full=self._is_full)
+        for message in messages:
+            self._add(message)
+        return bool(messages)
+
+    def _is_full(self, domain: str, account: str) -> bool:
+        return self._scheduler.lanes.of(domain, account) >= LANE
