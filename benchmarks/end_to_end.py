@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,15 +127,15 @@ def _measure(scratch: Path, shape: str, peer: str, messages: int) -> tuple[float
     with running(sink, counters, sink_port), PEERS[peer](scratch, sink_port) as port:
         os.sync()
         cpu = _cpu()
-        seconds = measure_through(scratch, counters, shape, messages, port)
+        seconds = measure_through(scratch, counters, SHAPES[shape].options, messages, port)
         return seconds, _cpu() - cpu
 
 
-def measure_through(scratch: Path, counters: Path, shape: str, messages: int, port: int) -> float:
+def measure_through(scratch: Path, counters: Path, load: Sequence[str], messages: int, port: int) -> float:
     """Seconds from smtp-source's start until a running smtp-sink has counted all."""
     started = time.monotonic()
     with (scratch / "smtp-source.out").open("wb") as output:
-        source = subprocess.Popen(_source(shape, messages, port), stdout=output, stderr=output)
+        source = subprocess.Popen(_source(load, messages, port), stdout=output, stderr=output)
     try:
         _await_all(counters, messages, source)
         return time.monotonic() - started
@@ -145,8 +145,8 @@ def measure_through(scratch: Path, counters: Path, shape: str, messages: int, po
         source.wait(10)
 
 
-def _source(shape: str, messages: int, port: int) -> list[str]:
-    options = (*SHAPES[shape].options, "-m", str(messages), "-f", "source@bench.test", "-t", "sink@bench.test")
+def _source(load: Sequence[str], messages: int, port: int) -> list[str]:
+    options = (*load, "-m", str(messages), "-f", "source@bench.test", "-t", "sink@bench.test")
     return [program("smtp-source"), *options, f"inet:{HOST}:{port}"]
 
 
