@@ -43,8 +43,9 @@ class _Output:
     def open(self, path: str) -> None:
         file: IO[bytes] = sys.stdout.buffer if path == "-" else open(path, "ab", buffering=0)  # noqa: SIM115
         self.flush()
-        previous, self._file, self._path, self._torn = self._file, file, path, False
-        if previous is not sys.stdout.buffer:
+        previous, former = self._file, self._path
+        self._file, self._path, self._torn = file, path, False
+        if former != "-":
             previous.close()
 
     def reopen(self) -> None:
@@ -63,7 +64,7 @@ class _Output:
             return
         try:
             whole = self._write(b"".join(lines))
-            if self._file is sys.stdout.buffer:
+            if self._path == "-":
                 self._file.flush()
         except (OSError, ValueError):
             # A full disk or a reader that has gone must not stop mail: the lines are counted, and the count is told.

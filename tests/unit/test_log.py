@@ -1,9 +1,11 @@
 """The event log: whatever the text, one event is one line of JSON, and the file can be rotated."""
 
 import inspect
+import io
 import json
 import logging
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,3 +121,14 @@ def test_the_lines_of_one_turn_leave_together_and_warnings_at_once(file: Path) -
     finally:
         log.gather(None)
     assert lines(file)[-1]["reason"] == "last"
+
+
+def test_standard_output_is_never_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is somebody else's, also where it has been replaced since."""
+    ours = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", ours)
+    log.configure("-", "info")
+    monkeypatch.undo()
+    log.configure(str(tmp_path / "log"), "info")
+    log.configure("-", "info")
+    assert not ours.buffer.closed
