@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import math
 import statistics
@@ -180,6 +181,7 @@ async def _commit_beside_moves(shard: Path, seconds: float = 60.0) -> tuple[dict
     """Commits of messages that nobody settles, so that every segment has survivors; small segments, many moves."""
     store = JournalStore(shard, 0, segment_octets=16 * 1024**2)
     await store.open()
+    gc.freeze()  # as `relayd serve` does
     found: dict[str, list[float]] = {"moving": [], "not moving": []}
 
     async def one(number: int) -> None:

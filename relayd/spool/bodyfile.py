@@ -19,6 +19,7 @@ from zlib import crc32
 
 from relayd.message import queue_id
 from relayd.smtp.framing import Strays
+from relayd.spool import disk
 from relayd.spool.disk import sync_directory, write_all
 from relayd.spool.records import Filed
 
@@ -165,7 +166,7 @@ def header(name: str, octets: int, crc: int) -> bytes:
 def unlink(directory: Path, name: str) -> None:
     """Remove a message's file; no sync: one that comes back is an orphan of the next start. OSError."""
     with contextlib.suppress(FileNotFoundError), _opened(directory, name) as inner:
-        os.unlink(name, dir_fd=inner)
+        disk.remove(name, directory=inner)
 
 
 def set_aside(path: Path, quarantine: Path) -> None:

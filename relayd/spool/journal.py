@@ -57,6 +57,10 @@ _settled = msgspec.msgpack.Decoder(tuple[str, tuple[Result, ...], _Taken | None]
 _seal = msgspec.msgpack.Decoder(tuple[int, int]).decode
 
 
+GONE = ".gone"
+"""Suffix of a segment that is being removed: it is not part of the journal any more."""
+
+
 class RecordError(ValueError):
     """The octets are sound and yet not a record that this version could have written."""
 
@@ -309,12 +313,17 @@ class SegmentReader:
         os.close(self._fd)
 
     def read(self, offset: int, octets: int) -> bytes:
-        """Octets of the file, fewer at its end; zeros for blocks the disk cannot give."""
+        """Octets of the file, fewer at its end; zeros for blocks the disk cannot give.
+
+        FileNotFoundError when it is not as long any more as it was: it is being removed.
+        """
         parts = []
         while octets > 0 and (part := self._some(offset, octets)):
             parts.append(part)
             offset += len(part)
             octets -= len(part)
+        if octets and offset < self.size:
+            raise FileNotFoundError(errno.ENOENT, "removed while it was read", str(self.path))
         return b"".join(parts)
 
     def body(self, place: Place) -> bytes:

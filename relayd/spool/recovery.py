@@ -7,6 +7,7 @@ Never raises on content and never deletes an octet it does not understand (I7): 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -166,6 +167,9 @@ def recover(directory: Path, shard: int, *, taken: int = 0, known: Known = nothi
 
     OSError when the journal cannot be read, FormatError when it is newer: then nothing was changed.
     """
+    for leftover in (directory / "journal").glob(f"*{journal.GONE}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
     replay = Replay(directory, shard, taken=taken, known=known)
     quarantine = directory / "quarantine"
     replay.doubt = bool(replay.losses)

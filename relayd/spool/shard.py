@@ -44,6 +44,9 @@ TIDY_OCTETS = 1024**2
 TIDY_INTERVAL = 60.0
 """Seconds before unlinking is tried again after the disk refused it."""
 
+REMOVAL_PAUSE = 0.01
+"""Seconds between two steps of removing a segment; none when the next one waits for the same."""
+
 CLOSE_SECONDS = 10.0
 
 
@@ -87,6 +90,7 @@ class JournalStore:
         self._flight: list[_Batch] = []
         self._open = False
         self._busy = False
+        self._removing = False
         self._quiet = asyncio.Event()
         self._sound = True
         """Whether the last write succeeded: after a failure nothing is written but what is asked for."""
@@ -200,25 +204,18 @@ class JournalStore:
 
     def _next(self) -> None:
         """Give the writer thread its next job: what waits, and what keeps the directory small."""
-        removable = self.ledger.removable() if clock.monotonic() >= self._tidy_after else []
-        if removable:
-            remove = partial(self._writer.remove, removable[0].number, keep=removable[0].kept)
-            self._job(remove, partial(self._removed, removable[0]))
-        elif group := _taken(self._waiting):
+        self._remove()
+        if group := _taken(self._waiting):
             self._flight = group
             items = [item for batch in group for item in batch.items]
             self._job(partial(self._writer.append, items), self._written)
-        elif self._sound and (self._rotation_due or self._is_idle()):
+        elif self._sound and (self._rotation_due or _is_idle(self.ledger)):
             self._rotation_due = False
             self._job(self._writer.rotate, self._rotated)
         else:
             self._busy = False
-            self._quiet.set()
-
-    def _is_idle(self) -> bool:
-        """Whether the journal answers for nothing, and takes more than it needs for that."""
-        segments = self.ledger.segments
-        return segments[-1].octets > TIDY_OCTETS and not any(segment.live for segment in segments)
+            if not self._removing:
+                self._quiet.set()
 
     def _written(self, job: asyncio.Future[Position]) -> None:
         group, self._flight = self._flight, []
@@ -261,7 +258,19 @@ class JournalStore:
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 
+    def _remove(self) -> None:
+        """Remove the oldest segment, if nothing needs it: beside the commits, and giving way to them if it may."""
+        removable = self.ledger.removable()
+        if self._removing or not removable or clock.monotonic() < self._tidy_after:
+            return
+        self._removing = True
+        self._quiet.clear()
+        oldest, pause = removable[0], REMOVAL_PAUSE if len(removable) == 1 else 0.0
+        remove = partial(self._writer.remove, oldest.number, keep=oldest.kept, pause=pause)
+        self.bodies.call(remove).add_done_callback(partial(self._removed, oldest))
+
     def _removed(self, segment: Segment, job: asyncio.Future[None]) -> None:
+        self._removing = False
         try:
             job.result()
         except OSError as error:
@@ -269,7 +278,7 @@ class JournalStore:
             self._tidy_after = clock.monotonic() + TIDY_INTERVAL
         else:
             self.ledger.remove(segment)
-        self._next()
+        self.wake()
 
     def _rotated(self, job: asyncio.Future[Position]) -> None:
         try:
@@ -323,3 +332,8 @@ def _taken(waiting: deque[_Batch]) -> list[_Batch]:
         for item in batch.items:
             octets += len(item.body)
     return group
+
+
+def _is_idle(ledger: Ledger) -> bool:
+    """Whether the journal answers for nothing, and takes more than it needs for that."""
+    return ledger.segments[-1].octets > TIDY_OCTETS and not any(segment.live for segment in ledger.segments)

@@ -6,6 +6,7 @@ out of `append` means that nothing of the batch counts; the descriptor it happen
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from relayd import clock
-from relayd.spool import journal
+from relayd.spool import disk, journal
 from relayd.spool.disk import sync_directory, write_all
 from relayd.spool.journal import ACCEPTED, HEAD, HEADER, Digest, Item
 
@@ -180,13 +181,22 @@ class Writer:
         segment = self._begin()
         return Position(segment.number, segment.octets, segment.octets)
 
-    def remove(self, number: int, *, keep: bool) -> None:
-        """Unlink a segment that nothing needs, or put it into the quarantine as it is; OSError."""
+    def remove(self, number: int, *, keep: bool, pause: float) -> None:
+        """Remove a segment that nothing needs, or put it into the quarantine as it is; OSError: call it again.
+
+        Called from another thread, beside commits, which have `pause` seconds now and then. It leaves the journal for
+        good before a part of it goes, and before a later segment does.
+        """
         path = journal.segment_path(self._directory, number)
         if keep:
             path.rename(self._directory.parent / "quarantine" / path.name)
-        else:
-            path.unlink(missing_ok=True)
+            return
+        gone = path.with_suffix(journal.GONE)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(gone)
+        sync_directory(self._directory)
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove(gone, pause=pause)
 
     def close(self) -> None:
         """Seal and close; OSError when the footer could not be written, which costs nothing else."""

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from relayd import metrics
-from relayd.spool import journal, keeper, shard, writer
+from relayd.spool import disk, journal, keeper, shard, writer
 from relayd.spool.index import Index, Put, Waiting
+from relayd.spool.journal import SegmentReader
 from relayd.spool.records import Accepted, State
 from relayd.spool.shard import JournalStore
 from relayd.spool.store import StoreError
@@ -167,8 +168,8 @@ async def test_an_empty_queue_leaves_a_small_journal(directory, eventually):
     store = await opened(directory)
     await store.commit([accepted(1, octets=shard.TIDY_OCTETS)])
     await store.commit([settled(1)])
-    await eventually(lambda: segments(directory) == [2])
-    assert octets(directory) == journal.HEADER
+    await eventually(lambda: octets(directory) == journal.HEADER)
+    assert segments(directory) == [2]
     await store.commit([accepted(2)])
     await store.commit([settled(2)])
     await store.close()
@@ -468,23 +469,22 @@ async def test_a_start_on_a_full_disk(small_disk):
     await store.close()
 
 
-async def test_what_cannot_be_unlinked_stays_and_keeps_what_follows(directory, eventually):
+async def test_what_cannot_be_removed_stays_and_keeps_what_follows(directory, eventually):
     store = await opened(directory, segment_octets=SEGMENT)
     await store.commit([accepted(1, octets=SEGMENT)])
-    first = journal.segment_path(directory / "journal", 1)
-    saved = first.read_bytes()
-    first.unlink()
-    first.mkdir()
+    obstacle = directory / "journal" / "00000001.gone"
+    obstacle.mkdir()
     await store.commit([accepted(2, octets=SEGMENT)])
     await store.commit([settled(1), settled(2)])
     await store.commit([])
     assert segments(directory) == [1, 2, 3]
-    first.rmdir()
-    first.write_bytes(saved)
     await store.close()
     store = await opened(directory)
     assert not store.messages
-    await eventually(lambda: segments(directory) == [4])
+    await store.close()
+    obstacle.rmdir()
+    store = await opened(directory)
+    await eventually(lambda: segments(directory) == [5])
     await store.close()
 
 
@@ -590,3 +590,45 @@ async def test_a_head_that_makes_no_sense_keeps_no_other(directory):
     assert await due(store) == []
     assert store.rest.count == 1, "it stays where it is"
     await store.close()
+
+
+async def test_a_removal_that_was_cut_off_is_ended_by_the_next_start(directory):
+    """It had left the journal before a part of it went."""
+    store = await opened(directory)
+    await store.commit([accepted(1)])
+    await store.close()
+    leftover = directory / "journal" / "00000000.gone"
+    leftover.write_bytes(bytes(100))
+    store = await opened(directory)
+    assert not leftover.exists()
+    assert list(store.messages) == [name(1)]
+    await store.close()
+
+
+def test_a_large_file_is_removed_by_and_by(tmp_path, monkeypatch):
+    file, sizes = tmp_path / "file", []
+    file.write_bytes(bytes(5 * disk.STEP + 1))
+    monkeypatch.setattr(disk.time, "sleep", lambda _pause: sizes.append(file.stat().st_size))
+    disk.remove(file)
+    assert sizes == [number * disk.STEP for number in (5, 4, 3, 2, 1)]
+    assert not file.exists()
+
+
+def test_what_has_another_name_is_not_shortened(tmp_path):
+    file, other = tmp_path / "file", tmp_path / "other"
+    other.write_bytes(bytes(2 * disk.STEP))
+    file.hardlink_to(other)
+    disk.remove(file)
+    file.symlink_to(other)
+    disk.remove(file)
+    assert (file.exists(), other.stat().st_size) == (False, 2 * disk.STEP)
+
+
+def test_who_reads_a_segment_that_is_being_removed_finds_it_gone(tmp_path):
+    path = tmp_path / "00000001.log"
+    path.write_bytes(bytes(1000))
+    with SegmentReader(path) as reader:
+        os.truncate(path, 500)
+        assert reader.read(0, 500) == bytes(500)
+        with pytest.raises(FileNotFoundError):
+            reader.read(0, 1000)
