@@ -137,7 +137,7 @@ def measure_through(scratch: Path, counters: Path, load: Sequence[str], messages
     with (scratch / "smtp-source.out").open("wb") as output:
         source = subprocess.Popen(_source(load, messages, port), stdout=output, stderr=output)
     try:
-        _await_all(counters, messages, source)
+        await_all(counters, messages, source)
         return time.monotonic() - started
     finally:
         if source.poll() is None:
@@ -150,11 +150,12 @@ def _source(load: Sequence[str], messages: int, port: int) -> list[str]:
     return [program("smtp-source"), *options, f"inet:{HOST}:{port}"]
 
 
-def _await_all(counters: Path, messages: int, source: subprocess.Popen[bytes]) -> None:
+def await_all(counters: Path, messages: int, source: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when smtp-sink has counted so many. RuntimeError when the source ends otherwise, or in 10 minutes."""
     deadline = time.monotonic() + _PATIENCE
     with counters.open("rb") as file:
         while (counted := _counted(file.fileno())) < messages:
-            if source.poll():
+            if source is not None and source.poll():
                 raise RuntimeError(f"smtp-source gave up with {source.returncode} after {counted} messages at the sink")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"only {counted} of {messages} messages at the sink after {_PATIENCE:.0f} s")
