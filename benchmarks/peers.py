@@ -22,7 +22,7 @@ _PATIENCE = 30.0
 Peer = Callable[[Path, int], contextlib.AbstractContextManager[int]]
 """(scratch directory, port of the sink) → the port to send mail to."""
 
-_RELAYD = """\
+RELAYD = """\
 hostname = "relay.bench.test"
 [[listeners]]
 bind = "{host}:{port}"
@@ -102,7 +102,7 @@ def relayd(scratch: Path, sink: int) -> Iterator[int]:
     """Run relayd of this repository, with every guarantee on: fsync before 250, metrics, events to a file."""
     port, admin = free_port(), free_port()
     configuration = scratch / "relayd.toml"
-    configuration.write_text(_RELAYD.format(host=HOST, port=port, sink=sink, admin=admin), encoding="utf-8")
+    configuration.write_text(RELAYD.format(host=HOST, port=port, sink=sink, admin=admin), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAYD_")}
     command = [sys.executable, "-m", "relayd", "serve", "--config", str(configuration)]
     with running(command, scratch / "relayd.out", port, environment):

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import leather
 from end_to_end import SHAPES, await_all, facts, measure_through
-from peers import HOST, free_port, program, running
+from peers import HOST, RELAYD, free_port, program, running
 from rich.console import Console
 from rich.table import Table
 
@@ -50,25 +50,7 @@ _LINES = (b"x" * 76 + b"\r\n") * 800
 DOMAINS = 1000
 DEFERRED = Reply(451, "4.4.1", "mx.example.net[192.0.2.1]:25: no connection in time")
 
-_CONFIGURATION = """\
-hostname = "relay.bench.test"
-workers = 1
-[limits]
-memory = "64MB"
-message_size = "60MB"
-[[listeners]]
-bind = "{host}:{port}"
-kind = "relay"
-[relay]
-trusted_networks = ["127.0.0.0/8"]
-[[routes]]
-domains = ["*"]
-next_hops = ["{host}:{sink}"]
-[admin]
-bind = "{host}:{admin}"
-[log]
-file = "events.log"
-"""
+_CONFIGURATION = f'{RELAYD}[limits]\nmemory = "64MB"\nmessage_size = "60MB"\n'
 
 
 class Waited(NamedTuple):

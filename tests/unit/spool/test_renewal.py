@@ -6,8 +6,6 @@ import contextlib
 import os
 import random
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,21 +131,6 @@ async def test_leftovers_of_a_renewal_that_was_cut_off(directory):
     assert store.rest.count == MESSAGES
     assert not (directory / "index.new.db").exists()
     await store.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own with room for 16 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "-l", mount], check=True)
 
 
 async def test_on_a_full_disk_what_rests_is_delivered(small_disk):

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import stat
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -339,21 +338,6 @@ async def test_traffic_of_every_kind_is_found_again_after_many_restarts(director
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own with room for 16 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "-l", mount], check=True)
 
 
 def fill(path: Path) -> None:
