@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -23,15 +25,23 @@ HOSTNAME = "relay.test"
 KINDS = ("submission", "submissions", "relay")
 
 
+_PORTS = itertools.cycle(random.Random(os.getpid()).sample(range(12_000, 32_000), 20_000))
+"""Below those the kernel gives to clients, so that no connection takes one before its listener does, or between two
+lives of it; each process of the tests in an order of its own."""
+
+
 def free_ports(count: int) -> list[int]:
     """Loopback ports that nobody listens on just now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind((HOST, 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    return list(itertools.islice(filter(_is_free, _PORTS), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 class RelayProcess:
