@@ -221,7 +221,7 @@ def _summary(result: Audit) -> str:
         f"{result.messages} messages and {result.bodies} bodies at rest"
     )
     if result.files:
-        text += f"; {result.files} bodies in files of their own, not read"
+        text += f"; {result.files} bodies in files of their own"
     if result.torn:
         text += f"; {result.torn} unfinished batches, which nobody was told of"
     return f"{text}: {f'{result.flaws} damaged' if result.flaws else 'sound'}"

@@ -52,11 +52,11 @@ class Scheduler:
     - A domain without a valid binding and with ready entries is either to be handed out by `unrouted` or was, once.
     - Nothing is remembered of a site, domain, account or message that has no entry, no slot and no valid binding.
 
-    Cost: add, take, release, finish are O(1), and O(log n) for an entry that is due later; withdraw O(entries of the
-    message), and now and then a pass over the deferred ones; recall the same, and O(sites) where a domain has moved;
-    advance is O(log n) for each
+    Cost: add, take, release, finish are O(1), and O(log n) for an entry that is due later; advance is O(log n) for each
     entry that became due, bind O(accounts waiting for the domain), unroute O(entries returned), unrouted O(domains
-    returned), counts O(1). None looks at other sites, domains or accounts than its own.
+    returned), counts O(1); withdraw and recall O(entries of the message), and now and then a pass over the deferred
+    ones. None looks at other sites, domains or accounts than its own, but for a recall of what waits where its domain
+    was bound before: O(sites).
     """
 
     def __init__(self, connections_per_site: int) -> None:

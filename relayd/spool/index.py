@@ -22,6 +22,8 @@ import msgspec
 
 from relayd.spool import index_file
 from relayd.spool.index_file import (
+    BODY,
+    BY_ID,
     FORMAT,
     SELECT,
     Found,
@@ -52,9 +54,7 @@ _OF_LANE = (
 )
 _NEXT = "SELECT due, number FROM waiting WHERE lane = ? AND (due, number) > (?, ?) ORDER BY due, number LIMIT 1"
 _BY_NUMBER = SELECT + "messages m WHERE m.number = ?"
-_BY_ID = SELECT + "messages m WHERE m.id = ?"
 _PAGE = SELECT + "messages m WHERE m.number > ? ORDER BY m.number LIMIT ?"
-_BODY = "SELECT crc, octets FROM bodies WHERE number = ?"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -241,7 +241,7 @@ class Index:
     def get(self, id: str) -> Found | None:  # noqa: A002  # named as in Put and Found
         """The message of an id. O(log n)."""
         with index_file.telling(self._path):
-            row = self._row(_BY_ID, key_of(id, self.shard))
+            row = self._row(BY_ID, key_of(id, self.shard))
             return None if row is None else checked(row, self.shard)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Found]:
@@ -251,11 +251,11 @@ class Index:
     def body(self, id: str) -> bytes:  # noqa: A002  # named as in Put and Found
         """The body stored with a message; KeyError when none is. O(log n + octets)."""
         with index_file.telling(self._path):
-            row = self._row(_BY_ID, key_of(id, self.shard))
+            row = self._row(BY_ID, key_of(id, self.shard))
             if row is None or row[3] < 0:
                 raise KeyError(id)
             found = checked(row, self.shard)
-            stored = self._db.execute(_BODY, (found.number,)).fetchone()
+            stored = self._db.execute(BODY, (found.number,)).fetchone()
         return checked_body(found, row[3], stored)
 
     def page(self, after: int, limit: int) -> list[Found]:
@@ -322,7 +322,7 @@ class _Change:
 
     def _known(self, key: bytes) -> tuple[int, int, int, list[Waiting]] | None:
         """Number, held, body and groups of a message that is here."""
-        row: Row | None = self._db.execute(_BY_ID, (key,)).fetchone()
+        row: Row | None = self._db.execute(BY_ID, (key,)).fetchone()
         if row is None:
             return None
         checked(row, self._shard)

@@ -52,7 +52,7 @@ BUSY_MILLISECONDS = 5000
 _RESERVED = 8
 """Octets at the end of each page that hold its checksum; the number is cksumvfs's."""
 
-COMPANIONS = ("-wal", "-shm", "-journal")
+_COMPANIONS = ("-wal", "-shm", "-journal")
 
 SCHEMA = (
     "CREATE TABLE state(one INTEGER PRIMARY KEY, shard INTEGER NOT NULL, taken INTEGER NOT NULL)",
@@ -77,6 +77,12 @@ the earliest due in `waiting` of the lane. crc: see `row_crc` and `body_crc`. Ro
 
 SELECT = "SELECT m.number, m.id, m.held, m.body, m.waits, m.head, m.crc FROM "
 """The columns of a Row, of `messages m`."""
+
+BY_ID = SELECT + "messages m WHERE m.id = ?"
+BODY = "SELECT crc, octets FROM bodies WHERE number = ?"
+
+LAST_NUMBER = 2**63 - 1
+"""The largest a message can have: of SQLite's integers."""
 
 
 class IndexDamagedError(Exception):
@@ -225,9 +231,14 @@ def connect(path: Path, flags: int, *, vfs: str = "cksmvfs", immutable: bool = F
     return connection
 
 
+def files_of(path: Path) -> list[Path]:
+    """What belongs to an index, there or not: itself, its log, the log's own index, and a journal of older modes."""
+    return [path, *(path.with_name(path.name + end) for end in _COMPANIONS)]
+
+
 def has_log(path: Path) -> bool:
     """Whether transactions stand beside the file that it does not hold yet, or somebody has it open."""
-    wal, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    _, wal, shm, _ = files_of(path)
     return shm.exists() or (wal.exists() and wal.stat().st_size > 0)
 
 
@@ -247,9 +258,8 @@ def is_regular(path: Path) -> bool:
 
 def is_there(path: Path) -> bool:
     """Whether there is an index; OSError for irregular files, IndexDamagedError when only half is there."""
-    for end in COMPANIONS:
-        is_regular(path.with_name(path.name + end))
-    if is_regular(path):
+    there, *_ = [is_regular(file) for file in files_of(path)]
+    if there:
         if path.stat().st_size == 0:
             raise IndexDamagedError(f"{path} is empty")
         return True
@@ -261,8 +271,8 @@ def is_there(path: Path) -> bool:
 def create(path: Path, shard: int) -> None:
     """Make an empty index, durably and under its name only when it is whole."""
     partial = path.with_name(path.name + ".new")
-    for name in (partial.name, *(partial.name + end for end in COMPANIONS)):
-        path.with_name(name).unlink(missing_ok=True)
+    for leftover in files_of(partial):
+        leftover.unlink(missing_ok=True)
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     with closing(connect(partial, apsw.SQLITE_OPEN_READWRITE)) as connection:
         lay_out(connection, shard)

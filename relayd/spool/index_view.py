@@ -15,16 +15,24 @@ from pathlib import Path
 import apsw
 
 from relayd.spool import index_file, salvage
-from relayd.spool.index_file import SELECT, Found, IndexDamagedError, Row, checked, checked_body, key_of
+from relayd.spool.index_file import (
+    BODY,
+    BY_ID,
+    LAST_NUMBER,
+    SELECT,
+    Found,
+    IndexDamagedError,
+    Row,
+    checked,
+    checked_body,
+    key_of,
+)
 
 PAGE = 1000
 """Rows read at a time."""
 
-_LAST = 2**63 - 1
 _FROM = SELECT + "messages m WHERE m.number >= ? ORDER BY m.number LIMIT ?"
 _REACH = "SELECT number, crc FROM messages WHERE number >= ? ORDER BY number LIMIT 1"
-_BY_ID = SELECT + "messages m WHERE m.id = ?"
-_BODY = "SELECT crc, octets FROM bodies WHERE number = ?"
 
 Tell = Callable[[str], None]
 """Told what cannot be read, and why."""
@@ -85,13 +93,13 @@ class IndexView:
         O(rows), and O(log of the range) for each damaged one.
         """
         start = 1
-        while start <= _LAST:
+        while start <= LAST_NUMBER:
             page, error = self._page(start)
             yield from page
             start = page[-1][0] + 1 if page else start
             if error is not None:
                 beyond = self._beyond(start)
-                last = beyond - 1 if beyond <= _LAST else "the last"
+                last = beyond - 1 if beyond <= LAST_NUMBER else "the last"
                 self.tell(f"messages number {start} to {last}: {self._bare(error)}")
                 start = beyond
             elif len(page) < PAGE:
@@ -109,7 +117,7 @@ class IndexView:
         """The message of an id. O(log n)."""
         try:
             with self._going_on():
-                row = self._db.execute(_BY_ID, (key_of(name, self._shard),)).fetchone()
+                row = self._db.execute(BY_ID, (key_of(name, self._shard),)).fetchone()
                 return None if row is None else checked(row, self._shard)
         except IndexDamagedError as error:
             self.tell(f"{name}: {self._bare(error)}")
@@ -122,7 +130,7 @@ class IndexView:
     def body(self, name: str) -> bytes:
         """The body stored with a message. MissingError, IndexDamagedError, OSError. O(log n + octets)."""
         with self._going_on():
-            row = self._db.execute(_BY_ID, (key_of(name, self._shard),)).fetchone()
+            row = self._db.execute(BY_ID, (key_of(name, self._shard),)).fetchone()
         if row is None:
             raise MissingError(name)
         return self.body_of(row)
@@ -133,7 +141,7 @@ class IndexView:
         if row[3] < 0:
             raise IndexDamagedError(f"{found.id} has no body")
         with self._going_on():
-            return checked_body(found, row[3], self._db.execute(_BODY, (found.number,)).fetchone())
+            return checked_body(found, row[3], self._db.execute(BODY, (found.number,)).fetchone())
 
     # --- for who checks ---------------------------------------------------------------------------------------------
 
@@ -190,15 +198,15 @@ class IndexView:
         return page, None
 
     def _beyond(self, start: int) -> int:
-        """The first number from which on reading works again; beyond _LAST when there is none.
+        """The first number from which on reading works again; beyond LAST_NUMBER when there is none.
 
         The steps grow twofold, and then are halved. A sound range between two damaged ones may be passed over.
         """
         step = 1
         while not self._reaches(start + step):
-            if start + step >= _LAST:
-                return _LAST + 1
-            step = min(2 * step, _LAST - start)
+            if start + step >= LAST_NUMBER:
+                return LAST_NUMBER + 1
+            step = min(2 * step, LAST_NUMBER - start)
         low, high = start + max(1, step // 2), start + step
         while low < high:
             middle = (low + high) // 2

@@ -35,7 +35,7 @@ def open_or_renew(directory: Path, shard: int) -> Index:
 def renew(directory: Path, shard: int) -> Index:
     """Make the index anew from what can be read of it, while nobody has it open. FormatError, OSError."""
     path, fresh = directory / _NAME, directory / _FRESH
-    for leftover in _files(fresh):
+    for leftover in index_file.files_of(fresh):
         leftover.unlink(missing_ok=True)
     with closing(Index(fresh, shard)) as target:
         found = salvage(path, target) if index_file.is_regular(path) else Salvage(0, 0, 0)
@@ -60,15 +60,10 @@ def _opened(path: Path, shard: int) -> Index:
     return Index(path, shard)
 
 
-def _files(index: Path) -> list[Path]:
-    """What belongs to an index: itself, its log, and the log's own index."""
-    return [index, index.with_name(f"{index.name}-wal"), index.with_name(f"{index.name}-shm")]
-
-
 def _replace(directory: Path) -> Path:
     """Put the new index in the place of the old one, which goes into the quarantine; there it lies under this path."""
     kept = directory / "quarantine" / f"index-{clock.wall():.6f}.db"
-    for file, aside in zip(_files(directory / _NAME), _files(kept), strict=True):
+    for file, aside in zip(index_file.files_of(directory / _NAME), index_file.files_of(kept), strict=True):
         if file.exists():
             file.rename(aside)
     sync_directory(kept.parent)

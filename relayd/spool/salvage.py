@@ -17,14 +17,22 @@ import apsw
 
 from relayd.spool import index_file
 from relayd.spool.index import Index, IndexDamagedError, Put
-from relayd.spool.index_file import PAGE_OCTETS, SCHEMA, SELECT, Row, checked, checked_body, waits_of
+from relayd.spool.index_file import (
+    BODY,
+    LAST_NUMBER,
+    PAGE_OCTETS,
+    SCHEMA,
+    SELECT,
+    Row,
+    checked,
+    checked_body,
+    waits_of,
+)
 
 GROUP_OCTETS, GROUP_MESSAGES = 4 * 1024**2, 1000
 """What is put into the fresh index in one move."""
 
-_LAST = 2**63 - 1
 _RANGE = SELECT + "messages m WHERE m.number BETWEEN ? AND ? ORDER BY m.number"
-_BODY = "SELECT crc, octets FROM bodies WHERE number = ?"
 _NAMED = (
     "SELECT number FROM messages ORDER BY number",
     "SELECT number FROM messages ORDER BY number DESC",
@@ -109,7 +117,7 @@ class _Remains:
         found = checked(row, self._shard)
         body = None
         if row[3] >= 0:
-            body = checked_body(found, row[3], self._db.execute(_BODY, (found.number,)).fetchone())
+            body = checked_body(found, row[3], self._db.execute(BODY, (found.number,)).fetchone())
         return Put(found.id, found.head, waits_of(row[4]), body, found.held)
 
     def _rows(self, named: Sequence[int]) -> Iterator[Row]:
@@ -118,7 +126,7 @@ class _Remains:
         A range with a page that cannot is halved, by the messages known to be in it, until each is read or lost:
         O(messages on such pages · log n), however far their numbers are apart.
         """
-        ranges = [(1, _LAST)]
+        ranges = [(1, LAST_NUMBER)]
         while ranges:
             low, high = ranges.pop()
             try:

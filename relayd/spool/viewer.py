@@ -18,7 +18,7 @@ import msgspec
 from relayd.message import queue_id
 from relayd.spool import journal, recovery
 from relayd.spool.bodyfile import BodyError, SoundFile
-from relayd.spool.index_file import COMPANIONS, Found, IndexDamagedError
+from relayd.spool.index_file import Found, IndexDamagedError, files_of
 from relayd.spool.index_view import IndexView, MissingError, Tell, refuse
 from relayd.spool.journal import RecordError, SegmentReader
 from relayd.spool.ledger import Ledger
@@ -189,8 +189,7 @@ class ShardView:
 
     def index_octets(self) -> int:
         """What the index takes on disk, its log included."""
-        path = self.directory / "index.db"
-        return sum(map(_octets, (path, *(path.with_name(path.name + end) for end in COMPANIONS))))
+        return sum(map(_octets, files_of(self.directory / "index.db")))
 
     def stock(self, name: str) -> Stock | None:
         """What is in the shard's `bodies` or `quarantine`; None when there is no such directory."""
