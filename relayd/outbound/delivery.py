@@ -16,7 +16,8 @@ from relayd.message.site import Host, Site
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.attempt import Attempt
 from relayd.outbound.classify import MAIL, Stage
-from relayd.outbound.connection import LOCAL_TROUBLE, Connection, Connector
+from relayd.outbound.connection import Connection
+from relayd.outbound.connector import LOCAL_TROUBLE, Connector
 from relayd.outbound.pool import Pool
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
@@ -56,7 +57,7 @@ class Delivery:
         rest = _INTERNAL_ERROR
         try:
             await self._carry(site, attempt)
-            rest = attempt.trouble or (_NO_ADDRESS_YET if site.trusted else _NO_ADDRESS)
+            rest = attempt.trouble or (_NO_ADDRESS_YET if site.terms.trusted else _NO_ADDRESS)
         except asyncio.CancelledError:
             # Not raised again: the caller has these outcomes to record before it ends.
             rest = _SHUTTING_DOWN
@@ -96,7 +97,7 @@ class Delivery:
         if (address, host.port) in attempt.tried or len(attempt.tried) >= MAX_ADDRESSES:
             return
         while attempt.left:
-            permitted = _any_address if site.trusted else self._permitted
+            permitted = _any_address if site.terms.trusted else self._permitted
             connection = await self._connector.open(host, address, permitted)
             if isinstance(connection, Outcome):
                 attempt.trouble = connection
@@ -135,7 +136,7 @@ class Delivery:
             if found.verdict is Verdict.DEFERRED:
                 attempt.trouble = found
             return ()
-        return found if site.trusted else tuple(filter(self._permitted, found))
+        return found if site.terms.trusted else tuple(filter(self._permitted, found))
 
 
 def _any_address(_text: str) -> bool:

@@ -19,7 +19,8 @@ from relayd.message import dsn
 from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Site
 from relayd.outbound.addresses import Permitted
-from relayd.outbound.connection import Connector, Timeouts
+from relayd.outbound.connection import Timeouts
+from relayd.outbound.connector import Connector
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.pool import Pool
 from relayd.outbound.routing import Router

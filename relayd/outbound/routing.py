@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from relayd.config.schema import Route
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import Host, Site
+from relayd.message.site import Host, Site, Terms
 from relayd.resolver.client import Resolver
 from relayd.smtp import reply
 from relayd.smtp.address import Address, literal_address, route_key
@@ -25,7 +25,7 @@ class Router:
         self._port = port
         self._patterns: dict[str, tuple[int, Site]] = {}
         for position, route in enumerate(routes):
-            site = Site(tuple((Host(hop.host, hop.port),) for hop in route.next_hops), trusted=True)
+            site = Site(tuple((Host(hop.host, hop.port),) for hop in route.next_hops), Terms(trusted=True))
             for pattern in route.domains:
                 # First match wins: an earlier route keeps the pattern.
                 self._patterns.setdefault(_folded(pattern), (position, site))

@@ -11,9 +11,10 @@ from relayd import tls
 from relayd.config import schema
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
-from relayd.message.site import Host, Site
+from relayd.message.site import Host, Site, Terms
 from relayd.outbound.addresses import Permitted
-from relayd.outbound.connection import Connector, Timeouts
+from relayd.outbound.connection import Timeouts
+from relayd.outbound.connector import Connector
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
@@ -54,7 +55,7 @@ def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len
 
 def site_of(*hosts: SmtpPeer | tuple[str, int], trusted: bool = True) -> Site:
     named = (Host("127.0.0.1", host.port) if isinstance(host, SmtpPeer) else Host(*host) for host in hosts)
-    return Site(tuple((host,) for host in named), trusted)
+    return Site(tuple((host,) for host in named), Terms(trusted=trusted))
 
 
 class Carrier:

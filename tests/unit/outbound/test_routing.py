@@ -4,7 +4,7 @@ import pytest
 
 from relayd.config.schema import Route
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import Host, Site
+from relayd.message.site import Host, Site, Terms
 from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
 from tests.fakes.dns_server import DnsServer
@@ -65,14 +65,14 @@ async def test_the_first_matching_route_wins(router, domain, name):
 
 async def test_next_hops_are_hosts_in_order_trusted_and_hold_for_ever(router):
     site, valid = await router((("*",), ("a.example:25", "[::1]:26", "10.0.0.1:27"))).route("x.example")
-    assert site == Site(((Host("a.example", 25),), (Host("::1", 26),), (Host("10.0.0.1", 27),)), trusted=True)
+    assert site == Site(((Host("a.example", 25),), (Host("::1", 26),), (Host("10.0.0.1", 27),)), Terms(trusted=True))
     assert valid == math.inf
 
 
 @pytest.mark.parametrize(("domain", "address"), [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")])
 async def test_address_literals_are_their_own_untrusted_host(router, domain, address):
     site, _ = await router().route(domain)
-    assert site == Site(((Host(address, 2525),),), trusted=False)
+    assert site == Site(((Host(address, 2525),),), Terms(trusted=False))
 
 
 async def test_mx_by_preference_on_the_configured_port(router, dns):
