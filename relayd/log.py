@@ -19,6 +19,7 @@ import msgspec
 from relayd import clock
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
+from relayd.message.site import Site
 from relayd.smtp.reply import Reply
 
 Later = Callable[[Callable[[], None]], object]
@@ -199,6 +200,22 @@ def attempted(envelope: Envelope, recipient: str, outcome: Outcome, *, state: st
         attempts=attempts,
         delay=round(delay, 3),
     )
+
+
+def site_changed(
+    site: Site, aspect: str, previous: float | None, limit: float | None, outcome: Outcome | None, *, raised: bool
+) -> None:
+    """A site's window (connections at once), rate (messages a second; null: any number) or health is another.
+
+    Health is 0 while the site is dead, that is, probed by one message at a time. reply: what it answered last.
+    """
+    answer = {"host": outcome.host, "reply": str(outcome.reply)} if outcome else {}
+    level = logging.DEBUG if raised and aspect != "health" else logging.INFO
+    _emit(level, aspect, site=str(site), previous=_rounded(previous), limit=_rounded(limit), **answer)
+
+
+def _rounded(limit: float | None) -> float | None:
+    return None if limit is None else round(limit, 3)
 
 
 def notified(original: str, notification: str, recipient: str) -> None:

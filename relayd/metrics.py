@@ -131,7 +131,18 @@ quarantined = Counter("relayd_spool_quarantined", "Unreadable ranges of the spoo
 torn = Counter("relayd_spool_torn", "Unfinished tails of journals found at start", registry=REGISTRY)
 spool_errors = Counter("relayd_spool_errors", "Failed commits", registry=REGISTRY)
 spool_healthy = Gauge("relayd_spool_healthy", "1 while every shard commits", registry=REGISTRY)
+_site_changes = Counter(
+    "relayd_site_changes",
+    "Changes of a site's window (connections at once), rate (messages a second) or health, from its replies",
+    ["aspect", "direction"],
+    registry=REGISTRY,
+)
 bugs = Counter("relayd_bugs", "Unexpected exceptions that were contained", registry=REGISTRY)
+
+
+def site_changed(aspect: str, *, raised: bool) -> None:
+    """A site gets more of something than before, or less."""
+    _site_changes.labels(aspect, "raised" if raised else "lowered").inc()
 
 
 class _QueueCollector(Collector):
@@ -162,5 +173,9 @@ def zero_initialise(codes: Iterable[int]) -> None:
     for code in codes:
         messages_rejected.labels(str(code))
 
+
+for _aspect in ("window", "rate", "health"):
+    for _direction in ("raised", "lowered"):
+        _site_changes.labels(_aspect, _direction)
 
 zero_initialise((421, 450, 451, 452, 454, 500, 501, 502, 503, 504, 530, 535, 538, 550, 552, 553, 554, 555))

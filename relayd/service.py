@@ -59,7 +59,7 @@ class Service:
             space=Space(settings.spool.directories, settings.limits.disk_reserve),
             draining=range(settings.shards, MAX_SHARDS),
         )
-        self.scheduler = Scheduler(settings.delivery.connections_per_site)
+        self.scheduler = Scheduler()
         self.resolver = Resolver(settings.dns.nameservers, settings.hostname)
         self.dispatcher = Dispatcher(
             hostname=settings.hostname,
@@ -74,6 +74,7 @@ class Service:
         self.queue.added = self.dispatcher.add
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
         self.queue.dismiss = self.feed.dismiss
+        self.dispatcher.woken = self.feed.wake
         self.authenticator = Authenticator(settings.auth.users_file, spool / "auth-failures")
         self.listeners = Listeners(settings, _tls_context(settings), self.queue, self.authenticator)
         self.control = Control(spool, self)

@@ -8,33 +8,35 @@ service makes it.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from random import Random
 
 from relayd import clock, log, metrics
 from relayd.config import schema
-from relayd.message import dsn
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import Site
+from relayd.message.site import USUAL, Site, Terms, Way
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.connection import Timeouts
 from relayd.outbound.connector import Connector
+from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.pool import Pool
 from relayd.outbound.routing import Router
 from relayd.outbound.settling import Settling
+from relayd.outbound.signals import signal
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.scheduler import Scheduler
+from relayd.scheduler.feedback import CROWDED, NOTHING, SERVED, UNREACHABLE, Change, Report, Trouble
+from relayd.scheduler.scheduler import MOVED_AT_ONCE, Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
 from relayd.spool.bodies import Reading
-from relayd.spool.bodyfile import BodyError
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message, Result
-from relayd.spool.store import StoreError
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
@@ -53,6 +55,8 @@ MAX_RESTING = 100
 
 BUG_PAUSE = 60.0
 """Seconds until an entry is tried again whose outcomes could not be turned into a record."""
+
+_SERVED, _NOTHING = Report(SERVED), Report(NOTHING)
 
 _INTERNAL_ERROR = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
 
@@ -85,28 +89,36 @@ class Dispatcher:
         self._connector = Connector(hostname, tls_context, timeouts)
         permitted = Permitted(settings.private_next_hops)
         self._delivery = Delivery(self._connector, self._pool, resolver, permitted, random)
-        self._settling = Settling(hostname, settings, queue, random, self._ended)
+        self._contents = Contents(queue)
+        self._settling = Settling(hostname, settings, queue, random, self._settled)
         self._working: set[asyncio.Task[None]] = set()
         self._resolving: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._resting: list[asyncio.Future[tuple[Site, Entry] | None]] = []
-        self._unresolved: deque[str] = deque()  # as many as domains wait in the scheduler, at most
+        self._unresolved: deque[Way] = deque()  # as many as wait in the scheduler, at most
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
+        self.woken: Callable[[Collection[str]], None] = lambda _domains: None
+        """Told of the domains whose mail waited for a site that is back; service sets it."""
 
-    def add(self, message: Message) -> None:
-        """Take a message that is durable, new or recovered: its unfinished recipients wait for their time."""
+    def add(self, message: Message, woken: Collection[str] = ()) -> None:
+        """Take a message that is durable, new or recovered: its unfinished recipients wait for their time.
+
+        woken: domains of which whatever waited for their site to be reached is due now.
+        """
         try:
-            self._add(message)
+            self._add(message, woken)
         except Exception:  # noqa: BLE001  # a poison message stays in the spool, and keeps nobody else from starting
             log.bug("dispatching", id=message.envelope.id)
             metrics.bugs.inc()
         self._pump()
 
-    def _add(self, message: Message) -> None:
+    def _add(self, message: Message, woken: Collection[str] = ()) -> None:
         now = clock.monotonic()
-        for (domain, attempts, due), recipients in _groups(message).items():
-            entry = Entry(message.envelope, domain, tuple(recipients), attempts, _monotonic(due, now))
+        for (domain, attempts, at, stalled), recipients in _groups(message).items():
+            due = 0.0 if stalled and domain in woken else _monotonic(at, now)
+            entry = Entry(message.envelope, Way(domain), tuple(recipients), attempts, due, stalled)
             self._scheduler.add(entry, now, held=message.held)
 
     def reschedule(self, message: Message) -> None:
@@ -118,7 +130,7 @@ class Dispatcher:
         now = clock.monotonic()
         for entry in entries:
             # A new one, as the heap of deferred ones may still know the old.
-            anew = Entry(entry.message, entry.domain, entry.recipients, entry.attempts, entry.due)
+            anew = Entry(entry.message, entry.way, entry.recipients, entry.attempts, entry.due, entry.stalled)
             self._scheduler.add(anew, now, held=message.held)
         self._pump()
 
@@ -139,12 +151,9 @@ class Dispatcher:
             self._resting.pop().set_result(None)
         for task in self._resolving:
             task.cancel()
-        if tasks := self._working | self._resolving:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=CUT_SECONDS)
+        await _ended(self._working | self._resolving, seconds)
+        # Those that ended last may have left something to tell.
+        await _ended(self._telling, CUT_SECONDS)
         await self._connector.close(1.0)
 
     # --- starting work ----------------------------------------------------------------------------------------------
@@ -159,7 +168,9 @@ class Dispatcher:
             return
         due = self._scheduler.advance(now)
         self._route(now)
-        while (work := self._scheduler.take()) is not None:
+        if self._put_off() or (due is not None and due <= now):
+            due = now
+        while (work := self._scheduler.take(now)) is not None:
             if self._resting:
                 self._resting.pop().set_result(work)
             else:
@@ -168,42 +179,52 @@ class Dispatcher:
             self._wake_at(due)
 
     def _route(self, now: float) -> None:
-        for domain in self._scheduler.unrouted(now):
-            if (site := self._router.known(domain)) is not None:
-                self._scheduler.bind(domain, site, now + ROUTE_SECONDS)
+        for way in self._scheduler.unrouted():
+            if (site := self._router.known(way.domain)) is not None:
+                self._scheduler.bind(way, site, now + ROUTE_SECONDS, now)
             else:
-                self._unresolved.append(domain)
+                self._unresolved.append(way)
         while self._unresolved and len(self._resolving) < MAX_RESOLVING:
             self._own(self._resolving, self._resolve(self._unresolved.popleft()))
 
-    async def _resolve(self, domain: str) -> None:
+    def _put_off(self) -> bool:
+        """Defer what waits for sites that are dead; whether there may be more of it."""
+        barred = self._scheduler.barred()
+        for site, entry, trouble in barred:
+            entry.stalled = True
+            outcomes = dict.fromkeys(entry.recipients, _not_tried(trouble.outcome))
+            self._settle(entry, outcomes, terms=site.terms, judged_at=trouble.at)
+        return len(barred) == MOVED_AT_ONCE
+
+    async def _resolve(self, way: Way) -> None:
         try:
-            found = await self._router.route(domain)
+            found = await self._router.route(way.domain)
         except Exception:  # noqa: BLE001  # one domain's trouble must not end the others' mail
-            log.bug("routing", domain=domain)
+            log.bug("routing", domain=way.domain)
             metrics.bugs.inc()
             found = _INTERNAL_ERROR
         if isinstance(found, Outcome):
-            for entry in self._scheduler.unroute(domain):
-                outcomes = dict.fromkeys(entry.recipients, found)
-                self._settle(entry, outcomes, await self._header(entry, outcomes))
+            for entry in self._scheduler.unroute(way):
+                self._settle(entry, dict.fromkeys(entry.recipients, found))
         else:
             site, valid = found
-            self._scheduler.bind(domain, site, clock.monotonic() + valid)
+            now = clock.monotonic()
+            self._scheduler.bind(way, site, now + valid, now)
 
     async def _work(self, site: Site, entry: Entry) -> None:
         """One worker: an entry, then its site's next, and when none is ready, whatever `_pump` finds."""
         while True:
             try:
                 outcomes = await self._attempt(site, entry)
-            finally:
-                self._scheduler.release(site)
-            self._settle(entry, outcomes, await self._header(entry, outcomes))
+            except BaseException:
+                self._scheduler.sites.release(site, _NOTHING, clock.monotonic())
+                raise
+            self._conclude(site, entry, outcomes)
             work = None
             if not self._queue.healthy:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
             elif self._running:
-                work = self._scheduler.take(site)
+                work = self._scheduler.take(clock.monotonic(), site)
             work = work or await self._rest()
             if work is None:
                 return
@@ -214,12 +235,8 @@ class Dispatcher:
         message = self._queue.get(entry.message.id)
         if message is None:
             return {}
-        if isinstance(message.body, bytes):
-            return await self._delivery.attempt(site, entry, message.body)
-        try:
-            body = await self._queue.body(message)
-        except (BodyError, StoreError, OSError) as error:
-            log.alert("body not read", id=entry.message.id, error=str(error))
+        body = message.body if isinstance(message.body, bytes) else await self._contents.body(message)
+        if body is None:
             return dict.fromkeys(entry.recipients, _INTERNAL_ERROR)
         try:
             return await self._delivery.attempt(site, entry, body)
@@ -235,41 +252,72 @@ class Dispatcher:
         self._resting.append(given)
         return await given
 
-    async def _header(self, entry: Entry, outcomes: dict[int, Outcome]) -> bytes:
-        """What a notification returns of a message whose body is not in memory, if there may be one; else nothing.
-
-        Whatever happens here, the outcomes are still to be recorded: it does not raise, cancelled or not.
-        """
-        message = self._queue.get(entry.message.id)
-        if message is None or isinstance(message.body, bytes) or not self._settling.tells(entry, outcomes):
-            return b""
-        try:
-            body = await self._queue.body(message)
-            if isinstance(body, bytes):
-                return dsn.header_of(body)
-            try:
-                return await body.header()
-            finally:
-                body.close()
-        except (BodyError, StoreError, OSError, asyncio.CancelledError) as error:
-            log.alert("header not read", id=message.envelope.id, error=str(error))
-        except Exception:  # noqa: BLE001  # as above
-            log.bug("reading a header", id=message.envelope.id)
-            metrics.bugs.inc()
-        return b""
-
     # --- ending it --------------------------------------------------------------------------------------------------
 
-    def _settle(self, entry: Entry, outcomes: dict[int, Outcome], header: bytes = b"") -> None:
+    def _conclude(self, site: Site, entry: Entry, outcomes: dict[int, Outcome]) -> None:
+        """An attempt is over: its slot is free, and the scheduler is told how the site took it."""
+        now = clock.monotonic()
+        sites = self._scheduler.sites
+        said = signal(outcomes)
+        report, first = _SERVED, next(iter(outcomes.values()), None)
+        if said is not SERVED:
+            step = self._settling.step(entry, site.terms)
+            report = Report(said, Trouble(first, clock.wall()) if first else None, step, entry.way)
+        # Where other sessions go on, one too many was no attempt: the mail is next again, for these.
+        again = said is CROWDED and sites.shares(site) and all(o.scope is Scope.SITE for o in outcomes.values())
+        if again:
+            self._scheduler.restore(site, entry, now)
+        changes = sites.release(site, report, now)
+        if changes:
+            self._changed(site, changes, first, now)
+        if again:
+            return
+        entry.stalled = said is UNREACHABLE or said is CROWDED
+        probe = sites.probe(site) if entry.stalled else None
+        no_later = math.inf if probe is None else clock.wall() + probe - now
+        self._settle(entry, outcomes, terms=site.terms, no_later=no_later)
+
+    def _changed(self, site: Site, changes: Sequence[Change], outcome: Outcome | None, now: float) -> None:
+        for change in changes:
+            metrics.site_changed(change.aspect.value, raised=change.raised)
+            log.site_changed(site, change.aspect.value, change.previous, change.limit, outcome, raised=change.raised)
+            if change.ways:
+                self._scheduler.wake(change.ways, now)
+                self.woken({way.domain for way in change.ways})
+
+    def _settle(
+        self,
+        entry: Entry,
+        outcomes: Mapping[int, Outcome],
+        *,
+        terms: Terms = USUAL,
+        no_later: float = math.inf,
+        judged_at: float = math.inf,
+    ) -> None:
+        """See `Settling.settle`. What has to be read from disk before is waited for by a task of its own."""
+        settle = partial(
+            self._settling.settle, entry, outcomes, terms=terms, no_later=no_later, judged_at=judged_at
+        )
+        message = self._queue.get(entry.message.id)
+        if message is None or isinstance(message.body, bytes) or not self._settling.tells(entry, outcomes):
+            self._contained(entry, settle)
+        else:
+            self._own(self._telling, self._settle_with_header(entry, message, settle))
+
+    async def _settle_with_header(self, entry: Entry, message: Message, settle: Callable[[bytes], None]) -> None:
+        header = await self._contents.header(message)
+        self._contained(entry, partial(settle, header))
+
+    def _contained(self, entry: Entry, settle: Callable[[], None]) -> None:
         try:
-            self._settling.settle(entry, outcomes, header)
+            settle()
         except Exception:  # noqa: BLE001  # as above
             # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
             log.bug("settling", id=entry.message.id)
             metrics.bugs.inc()
             self._put_back(entry, entry.recipients, entry.attempts, clock.monotonic() + BUG_PAUSE)
 
-    def _ended(self, entry: Entry, results: tuple[Result, ...]) -> None:
+    def _settled(self, entry: Entry, results: tuple[Result, ...]) -> None:
         """The results of an entry are durable. Who is deferred is in the scheduler again before the entry leaves."""
         deferred = [result for result in results if result.state is DEFERRED]
         if deferred:
@@ -281,7 +329,7 @@ class Dispatcher:
 
     def _put_back(self, entry: Entry, recipients: tuple[int, ...], attempts: int, due: float) -> None:
         message = self._queue.get(entry.message.id)
-        anew = Entry(entry.message, entry.domain, recipients, attempts, due)
+        anew = Entry(entry.message, entry.way, recipients, attempts, due, entry.stalled)
         self._scheduler.add(anew, clock.monotonic(), held=message is not None and message.held)
         self._scheduler.finish(entry)
         self._wake_at(due)
@@ -324,16 +372,31 @@ class Dispatcher:
             self._timer = None
 
 
-def _groups(message: Message) -> dict[tuple[str, int, float], list[int]]:
-    """Unfinished recipients by what makes one attempt: domain, attempts so far, due time (wall)."""
-    groups: dict[tuple[str, int, float], list[int]] = {}
+async def _ended(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+    """Wait for tasks; those that are late are cut."""
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=CUT_SECONDS)
+
+
+def _groups(message: Message) -> dict[tuple[str, int, float, bool], list[int]]:
+    """Unfinished recipients by what makes one attempt: domain, attempts so far, due time (wall), whether it stalls."""
+    groups: dict[tuple[str, int, float, bool], list[int]] = {}
     for recipient, address in enumerate(message.envelope.recipients):
         result = message.results[recipient]
         if result is None:
-            groups.setdefault((route_key(address), 0, 0.0), []).append(recipient)
+            groups.setdefault((route_key(address), 0, 0.0, False), []).append(recipient)
         elif result.state is DEFERRED:
-            groups.setdefault((route_key(address), result.attempts, result.due), []).append(recipient)
+            stalled = reply.is_unreached(result.reply)
+            groups.setdefault((route_key(address), result.attempts, result.due, stalled), []).append(recipient)
     return groups
+
+
+def _not_tried(last: Outcome) -> Outcome:
+    return Outcome(Verdict.DEFERRED, Scope.SITE, reply.shortened(reply.not_tried(last.reply)), last.host)
 
 
 def _monotonic(due: float, now: float) -> float:

@@ -8,7 +8,8 @@ once come in turns.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Collection
+from typing import Protocol
 
 from relayd import clock, log, metrics
 from relayd.scheduler.scheduler import Scheduler
@@ -28,11 +29,21 @@ TOTAL = 20_000
 LANES, EACH = 50, 20
 """Lanes looked at in one go, and messages of each: to add a thousand holds the loop for some 20 ms."""
 
+WOKEN = 1000
+"""Messages brought in at a look of those whose site is back."""
+
 INTERVAL = 1.0
 """Seconds between two looks."""
 
 TROUBLE_INTERVAL = 10.0
 """Seconds until the next look after one that failed."""
+
+
+class Add(Protocol):
+    """Schedules a message; what waits for the sites of `woken` domains to be reached is due now."""
+
+    def __call__(self, message: Message, woken: Collection[str] = ()) -> None:
+        """Take it."""
 
 
 class Feed:
@@ -41,16 +52,19 @@ class Feed:
     Invariant: what a look brought in is scheduled before the next. A look is O(brought in).
     """
 
-    def __init__(self, queue: Queue, scheduler: Scheduler, add: Callable[[Message], None]) -> None:
+    def __init__(self, queue: Queue, scheduler: Scheduler, add: Add) -> None:
         self._queue = queue
         self._scheduler = scheduler
         self._add = add
         self._tasks: list[asyncio.Task[None]] = []
+        # For each shard, domains whose mail is brought in whether it is due or not.
+        self._woken: list[set[str]] = [set() for _ in queue.rests]
 
     async def start(self) -> None:
         """See how old the queue is, then look until `stop`."""
         await asyncio.gather(*(rest.look_back() for rest in self._queue.rests))
-        self._tasks = [asyncio.get_running_loop().create_task(self._run(rest)) for rest in self._queue.rests]
+        runs = map(self._run, self._queue.rests, self._woken)
+        self._tasks = [asyncio.get_running_loop().create_task(run) for run in runs]
 
     async def stop(self) -> None:
         """Look no more."""
@@ -64,12 +78,18 @@ class Feed:
         room = LANE if self._scheduler.lanes.total <= TOTAL else 0
         return self._scheduler.withdraw(name, clock.monotonic() + HORIZON, room)
 
-    async def _run(self, rest: Rest) -> None:
+    def wake(self, domains: Collection[str]) -> None:
+        """The site of these domains is back: bring in what waits for that, oldest due first, as there is room."""
+        for woken in self._woken:
+            woken.update(domains)
+
+    async def _run(self, rest: Rest, woken: set[str]) -> None:
         while True:
             try:
                 more = True
                 while more:
                     more = await self._bring(rest)
+                await self._revive(rest, woken)
                 await rest.look_back()
                 pause = INTERVAL
             except StoreError as error:
@@ -89,6 +109,17 @@ class Feed:
         for message in messages:
             self._add(message)
         return bool(messages)
+
+    async def _revive(self, rest: Rest, woken: set[str]) -> None:
+        """A look at what waits in domains that were woken: a thousand messages a time are a ramp, too."""
+        domains = list(woken)
+        if not domains or self._scheduler.lanes.total >= TOTAL:
+            return
+        messages = await rest.of_domains(domains, WOKEN) if rest.count else []
+        for message in messages:
+            self._add(message, domains)
+        if len(messages) < WOKEN:
+            woken.difference_update(domains)
 
     def _is_full(self, domain: str, account: str) -> bool:
         return self._scheduler.lanes.of(domain, account) >= LANE

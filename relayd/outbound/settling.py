@@ -6,6 +6,7 @@ one record, and nothing counts or follows before that record is stored. The disp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -14,13 +15,14 @@ from relayd import clock, log, metrics
 from relayd.config import schema
 from relayd.message import dsn
 from relayd.message.outcome import Outcome, Verdict
+from relayd.message.site import USUAL, Terms
 from relayd.outbound import bounce
 from relayd.scheduler.backoff import Backoff
 from relayd.scheduler.entry import Entry
 from relayd.smtp import reply
 from relayd.smtp.address import NULL
 from relayd.spool.queue import Queue
-from relayd.spool.records import DEFERRED, DELIVERED, EXPIRED, FAILED, Accepted, Message, Result, Settled
+from relayd.spool.records import DEFERRED, DELIVERED, EXPIRED, FAILED, Accepted, Message, Result, Settled, State
 
 _STATES = {Verdict.DELIVERED: DELIVERED, Verdict.FAILED: FAILED, Verdict.DEFERRED: DEFERRED}
 
@@ -42,25 +44,47 @@ class Settling:
     def __init__(self, hostname: str, settings: schema.Delivery, queue: Queue, random: Random, ended: Ended) -> None:
         self._hostname = hostname
         self._max_age = settings.max_age
-        self._backoff = Backoff(settings.retry_schedule)
+        self._usual = Backoff(settings.retry_schedule)
+        self._backoffs: dict[tuple[float, ...], Backoff] = {(): self._usual}  # as many as are configured
         self._queue = queue
         self._random = random
         self._ended = ended
+
+    def step(self, entry: Entry, terms: Terms) -> float:
+        """Seconds after which an entry that is deferred now is tried again, at the earliest."""
+        return self._backoff(terms).delay(entry.attempts + 1, 0.0)
 
     def tells(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> bool:
         """Whether the sender may have to be told of these, so that `settle` needs the header."""
         expired = clock.wall() >= entry.message.accepted_at + self._max_age
         return expired or any(outcome.verdict is Verdict.FAILED for outcome in outcomes.values())
 
-    def settle(self, entry: Entry, outcomes: Mapping[int, Outcome], header: bytes = b"") -> None:
-        """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory."""
+    def settle(
+        self,
+        entry: Entry,
+        outcomes: Mapping[int, Outcome],
+        header: bytes = b"",
+        *,
+        terms: Terms = USUAL,
+        no_later: float = math.inf,
+        judged_at: float = math.inf,
+    ) -> None:
+        """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory.
+
+        terms: of its site. no_later: wall time at which it is tried again at the latest. judged_at: wall time of the
+        attempt that the outcomes tell of, where that was another entry's: mail expires by an attempt after its time.
+        """
         message = self._queue.get(entry.message.id)
         if message is None:
             # Removed by the operator during the attempt.
             self._ended(entry, ())
             return
         now = clock.wall()
-        results = self._results(entry, outcomes, now)
+        expiry = entry.message.accepted_at + self._max_age
+        wait = self._backoff(terms).delay(entry.attempts + 1, self._random.random())
+        # The last attempt is at expiry. What is older and has not been judged since waits for that.
+        due = max(now, min(now + wait, no_later, expiry if now < expiry else math.inf))
+        results = self._results(entry, outcomes, now, EXPIRED if min(now, judged_at) >= expiry else DEFERRED, due)
         if not results:
             return
         failed = [result for result in results if result.state in _LOST]
@@ -70,32 +94,34 @@ class Settling:
                 header = dsn.header_of(message.body)
             notification = self._notification(message, failed, header, now)
             if notification is None:
-                results = self._postponed(results, entry, now)
+                results = _postponed(results, now, now + wait)
         settled = Settled(entry.message.id, results, notification)
         self._queue.settle(settled, partial(self._recorded, entry, outcomes, settled))
 
-    def _results(self, entry: Entry, outcomes: Mapping[int, Outcome], now: float) -> tuple[Result, ...]:
+    def _backoff(self, terms: Terms) -> Backoff:
+        schedule = terms.retry_schedule
+        backoff = self._backoffs.get(schedule)
+        if backoff is None:
+            backoff = self._backoffs[schedule] = Backoff(schedule)
+        return backoff
+
+    def _results(
+        self, entry: Entry, outcomes: Mapping[int, Outcome], now: float, later: State, due: float
+    ) -> tuple[Result, ...]:
+        """later: what becomes of those that are deferred; all of them at one time, so that they are tried together."""
         attempts = entry.attempts + 1
-        due = 0.0
         results = []
         for recipient, outcome in outcomes.items():
-            state, until = _STATES[outcome.verdict], 0.0
+            state = _STATES[outcome.verdict]
             if state is DEFERRED:
                 if outcome.reply is reply.SHUTTING_DOWN:
                     # What this shutdown cut off was no attempt: the spool still says what it said before.
                     continue
-                if now >= entry.message.accepted_at + self._max_age:
-                    # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
-                    state = EXPIRED
-                else:
-                    until = due = due or self._due(entry, now)
+                # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
+                state = later
+            until = due if state is DEFERRED else 0.0
             results.append(Result(recipient, state, attempts, now, until, outcome.reply, outcome.host))
         return tuple(results)
-
-    def _due(self, entry: Entry, now: float) -> float:
-        """One roll for all, so that recipients deferred together are tried together; the last attempt is at expiry."""
-        due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
-        return max(now, min(due, entry.message.accepted_at + self._max_age))
 
     def _notification(self, message: Message, failed: list[Result], header: bytes, now: float) -> Accepted | None:
         """None, by a bug alone: the failure must then wait, because its sender would never hear of it."""
@@ -106,15 +132,6 @@ class Settling:
             log.bug("bounce", id=message.envelope.id)
             metrics.bugs.inc()
             return None
-
-    def _postponed(self, results: tuple[Result, ...], entry: Entry, now: float) -> tuple[Result, ...]:
-        due = now + self._backoff.delay(entry.attempts + 1, self._random.random())
-        return tuple(
-            result
-            if result.state not in _LOST
-            else Result(result.recipient, DEFERRED, result.attempts, now, due, result.reply, result.host)
-            for result in results
-        )
 
     def _recorded(self, entry: Entry, outcomes: Mapping[int, Outcome], settled: Settled) -> None:
         """The record is durable: now it counts."""
@@ -146,3 +163,13 @@ class Settling:
         else:
             metrics.notifications_dropped.inc()
             log.unnotified(settled.message, failed)
+
+
+def _postponed(results: tuple[Result, ...], now: float, due: float) -> tuple[Result, ...]:
+    """Results that end nothing."""
+    return tuple(
+        result
+        if result.state not in _LOST
+        else Result(result.recipient, DEFERRED, result.attempts, now, due, result.reply, result.host)
+        for result in results
+    )

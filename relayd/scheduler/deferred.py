@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Container
 
+from relayd.message.site import Way
 from relayd.scheduler.census import DEFERRED
 from relayd.scheduler.entry import Entry
 
@@ -48,6 +50,11 @@ class Deferred:
             return entry
         self._dead -= 1
         return None
+
+    def stalled(self, ways: Container[Way]) -> list[Entry]:
+        """Those of these ways that wait for their sites to be reached, the oldest message first. O(all)."""
+        entries = (entry for _, _, entry in self._heap if entry.stalled and entry.state == DEFERRED)
+        return sorted((entry for entry in entries if entry.way in ways), key=lambda entry: entry.message.accepted_at)
 
     def withdrawn(self) -> None:
         """An entry in here has left the state."""

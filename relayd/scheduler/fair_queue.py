@@ -15,7 +15,7 @@ class FairQueue:
     """Round robin over accounts, first in first out within one.
 
     Invariants: an account is kept exactly while it has an entry; between two entries of one account every other account
-    that was waiting gives one. push, pop and remove are O(1), absorb O(entries of accounts in both).
+    that was waiting gives one. push, pop, restore and remove are O(1), absorb O(entries of accounts in both).
     """
 
     __slots__ = ("_accounts",)
@@ -34,6 +34,16 @@ class FairQueue:
         if entries is None:
             entries = self._accounts[entry.message.account] = OrderedDict()
         entries[entry] = None
+
+    def restore(self, entry: Entry) -> None:
+        """Put one that was popped back in front of its account's, and its account in front of the round."""
+        account = entry.message.account
+        entries = self._accounts.get(account)
+        if entries is None:
+            entries = self._accounts[account] = OrderedDict()
+        entries[entry] = None
+        entries.move_to_end(entry, last=False)
+        self._accounts.move_to_end(account, last=False)
 
     def pop(self) -> Entry:
         """Take the next entry; its account goes to the end of the round. KeyError when empty."""

@@ -26,13 +26,13 @@ class Lanes:
 
     def enter(self, entry: Entry) -> None:
         """One more waits."""
-        lane = (entry.domain, entry.message.account)
+        lane = (entry.way.domain, entry.message.account)
         self._lanes[lane] = self._lanes.get(lane, 0) + 1
         self.total += 1
 
     def leave(self, entry: Entry) -> None:
         """It waits no more."""
-        lane = (entry.domain, entry.message.account)
+        lane = (entry.way.domain, entry.message.account)
         left = self._lanes[lane] - 1
         self.total -= 1
         if left:

@@ -1,90 +1,62 @@
-"""Which entry may start now. Owns every entry from `add` to `finish` and the slots of every site.
+"""Which entry may start now. Owns every entry from `add` to `finish`, where it waits, and the slots of every site.
 
-Must not know what an attempt is, nor why it ended. The dispatcher calls it, on one thread, with monotonic seconds.
+Must not know what an attempt is, nor what a reply says. The dispatcher calls it, on one thread, with monotonic seconds.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Iterable, Sized
 
-from relayd.message.site import Site
+from relayd.message.site import Site, Way
 from relayd.scheduler.bindings import Bindings
 from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, HELD, READY, Census
 from relayd.scheduler.deferred import Deferred
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.fair_queue import FairQueue
+from relayd.scheduler.feedback import Trouble
 from relayd.scheduler.lanes import Lanes
+from relayd.scheduler.site_queue import SiteQueue
+from relayd.scheduler.sites import Sites
+from relayd.scheduler.unbound import Unbound
 
-ADVANCED_AT_ONCE = 1000
-"""Entries one `advance` makes ready, so that a million due at once don't stall the event loop for seconds."""
-
-
-class _SiteQueue:
-    """A site's ready entries and its slots in use. Kept exactly while it has either."""
-
-    __slots__ = ("busy", "entries", "site")
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.entries = FairQueue()
-        self.busy = 0
-
-
-class _Sites(dict[Site, _SiteQueue]):
-    """Sites with entries or slots in use."""
-
-    def of(self, site: Site) -> _SiteQueue:
-        """The site's queue, made when there is none."""
-        queue = self.get(site)
-        if queue is None:
-            queue = self[site] = _SiteQueue(site)
-        return queue
+MOVED_AT_ONCE = 1000
+"""Entries one call moves, so that a million due at once don't stall the event loop for seconds."""
 
 
 class Scheduler:
-    """Entries by state: deferred until due, ready in a domain without site or in a site's queue, active until finished.
+    """Entries by state: deferred until due, ready on a way without site or in a site's queue, active until finished.
 
     Invariants:
-    - An entry added is in exactly one place until it is finished, and is handed out once, by `take` or `unroute`.
-    - A site never has more than `connections_per_site` slots in use.
-    - A site is in the rotation exactly while it has a ready entry and a free slot. Sites take turns, and inside a site
-      accounts do: whatever others have waiting delays an account's next entry by one round at most.
-    - A domain without a valid binding and with ready entries is either to be handed out by `unrouted` or was, once.
-    - Nothing is remembered of a site, domain, account or message that has no entry, no slot and no valid binding.
+    - An entry added is in exactly one place until it is finished, and is handed out once, by `take`, `unroute` or
+      `barred`, or again after `restore`.
+    - A site gets an entry only while its window, its pace and its health allow: see `site_queue`. Sites that may start
+      one take turns, and inside a site accounts do: whatever others have waiting delays an account's next entry by one
+      round at most.
+    - A way without a valid binding and with ready entries is either to be handed out by `unrouted` or was, once.
+    - Of a dead site's ready entries, one is kept for the next probe, and `barred` hands out the others.
+    - Nothing is remembered of a way, account or message that has no entry and no valid binding, nor for long of a
+      site that has no entry and no slot in use.
 
-    Cost: add, take, release, finish are O(1), and O(log n) for an entry that is due later; advance is O(log n) for each
-    entry that became due, bind O(accounts waiting for the domain), unroute O(entries returned), unrouted O(domains
-    returned), counts O(1); withdraw and recall O(entries of the message), and now and then a pass over the deferred
-    ones. None looks at other sites, domains or accounts than its own, but for a recall of what waits where its domain
-    was bound before: O(sites).
+    Cost: add, take, restore, finish are O(1), and O(log n) for an entry that is due later or a site that waits
+    for a time; advance is O(log n) for each entry that became due, bind O(accounts waiting on the way), unroute and
+    barred O(entries returned), unrouted O(ways returned), counts O(1); withdraw and recall O(entries of the message),
+    and now and then a pass over the deferred ones, as wake is. None looks at other sites, ways or accounts than its
+    own, but for a recall of what waits where its way led before: O(sites).
     """
 
-    def __init__(self, connections_per_site: int) -> None:
-        self._slots = connections_per_site
-        self._sites = _Sites()
-        self._rotation: OrderedDict[_SiteQueue, None] = OrderedDict()
-        self._waiting: dict[str, FairQueue] = {}  # domain: ready, without a site
-        self._unasked: dict[str, None] = {}  # those of _waiting that `unrouted` has to hand out
+    def __init__(self) -> None:
+        self._unbound = Unbound()
         self._bindings = Bindings()
         self._deferred = Deferred()
         self._census = Census()
         self._entries: dict[str, list[Entry]] = {}  # message id: what is here of it
         self.lanes = Lanes()
+        self.sites = Sites()
 
     @property
     def size(self) -> int:
-        """Things remembered: messages, sites, domains, bindings, timers. Zero once idle and all bindings ended."""
-        return (
-            len(self._census)
-            + len(self._sites)
-            + len(self._rotation)
-            + len(self._waiting)
-            + len(self._unasked)
-            + len(self._bindings)
-            + len(self._deferred)
-            + len(self._entries)
-            + len(self.lanes)
-        )
+        """Things remembered: messages, sites, ways, bindings, timers. Zero an hour after all has ended."""
+        parts: list[Sized] = [self._census, self.sites, self._unbound, self._bindings, self._deferred, self.lanes]
+        return sum(map(len, parts)) + len(self._entries)
 
     def add(self, entry: Entry, now: float, *, held: bool = False) -> None:
         """Take over an entry: held, or deferred when it is due after `now`, else ready. ValueError when it is here."""
@@ -99,71 +71,75 @@ class Scheduler:
             self._make_ready(entry, now)
 
     def advance(self, now: float) -> float | None:
-        """Make due entries ready; return when to call again, None while nothing is deferred.
+        """Make due entries ready, let sites start whose time has come; when to call again, None for not at all.
 
-        At most ADVANCED_AT_ONCE a call: with more due, the time returned is not after `now`.
+        At most MOVED_AT_ONCE entries a call: with more due, the time returned is not after `now`.
         """
         self._bindings.forget(now)
         deferred = self._deferred
-        for _ in range(ADVANCED_AT_ONCE):
+        for _ in range(MOVED_AT_ONCE):
             due = deferred.next
             if due is None or due > now:
-                return due
+                break
             if (entry := deferred.pop()) is not None:
                 self._make_ready(entry, now)
-        return deferred.next
+        times = (deferred.next, self.sites.advance(now))
+        return min((time for time in times if time is not None), default=None)
 
-    def unrouted(self, now: float) -> list[str]:
-        """Domains that need a site, longest waiting first; each once until `bind` or `unroute` answers."""
-        self._bindings.forget(now)
-        domains = list(self._unasked)
-        self._unasked.clear()
-        return domains
+    def unrouted(self) -> list[Way]:
+        """Ways that need a site, longest waiting first; each once until `bind` or `unroute` answers."""
+        return self._unbound.asked()
 
-    def bind(self, domain: str, site: Site, until: float) -> None:
-        """The domain's ready entries join the site's queue; so do those that become ready before `until`."""
-        self._bindings.put(domain, site, until)
-        self._unasked.pop(domain, None)
-        if (entries := self._waiting.pop(domain, None)) is not None:
-            queue = self._sites.of(site)
-            queue.entries.absorb(entries)
-            self._rotate(queue)
+    def bind(self, way: Way, site: Site, until: float, now: float) -> None:
+        """The ready entries of the way join the site's queue; so do those that become ready before `until`."""
+        self._bindings.put(way, site, until)
+        if (entries := self._unbound.take(way)) is not None:
+            self.sites.absorb(site, entries, now)
 
-    def unroute(self, domain: str) -> list[Entry]:
-        """The domain has no site: its waiting entries become active without a slot, for the caller to settle."""
-        self._unasked.pop(domain, None)
-        waiting = self._waiting.pop(domain, None)
+    def unroute(self, way: Way) -> list[Entry]:
+        """The way leads nowhere: what waits on it becomes active without a slot, for the caller to settle."""
+        waiting = self._unbound.take(way)
         entries = []
         while waiting:
             entries.append(entry := waiting.pop())
             self._move(entry, ACTIVE)
         return entries
 
-    def take(self, site: Site | None = None) -> tuple[Site, Entry] | None:
+    def take(self, now: float, site: Site | None = None) -> tuple[Site, Entry] | None:
         """Start the next entry (of `site` alone when given): it is active and uses a slot. None when none may start.
 
         The site goes to the end of the rotation either way.
         """
-        queue = next(iter(self._rotation), None) if site is None else self._sites.get(site)
-        if queue is None or queue not in self._rotation:
-            return None
-        entry = queue.entries.pop()
-        queue.busy += 1
-        del self._rotation[queue]
-        self._rotate(queue)
-        self._move(entry, ACTIVE)
-        return queue.site, entry
+        taken = self.sites.take(now, site)
+        if taken is not None:
+            self._move(taken[1], ACTIVE)
+        return taken
 
-    def release(self, site: Site) -> None:
-        """A slot of the site is free again. ValueError when none was in use."""
-        queue = self._sites.get(site)
-        if queue is None or not queue.busy:
-            raise ValueError("no slot of the site is in use")
-        queue.busy -= 1
-        if queue.entries:
-            self._rotate(queue)
-        elif not queue.busy:
-            del self._sites[site]
+    def restore(self, site: Site, entry: Entry, now: float) -> None:
+        """An active entry was not tried after all: it is ready, and the next of its account. Its slot is still used."""
+        if entry.state != ACTIVE:
+            raise ValueError("entry is not active")
+        self._move(entry, READY)
+        self.sites.restore(site, entry, now)
+
+    def barred(self) -> list[tuple[Site, Entry, Trouble]]:
+        """What waits for dead sites and is not to be tried: active without a slot, with what was last heard there.
+
+        At most MOVED_AT_ONCE a call; with as many, there may be more.
+        """
+        barred = []
+        for queue, entry in self.sites.barred(MOVED_AT_ONCE):
+            self._move(entry, ACTIVE)
+            assert queue.outage is not None
+            queue.put_off(entry.way)
+            barred.append((queue.site, entry, queue.outage.trouble))
+        return barred
+
+    def wake(self, ways: Iterable[Way], now: float) -> None:
+        """Their site is back: what waited for that is due now, the oldest message first. O(deferred)."""
+        for entry in self._deferred.stalled(frozenset(ways)):
+            self._make_ready(entry, now)
+            self._deferred.withdrawn()
 
     def finish(self, entry: Entry) -> None:
         """An active entry's outcome is durable: it is gone. ValueError when it is not active."""
@@ -183,10 +159,6 @@ class Scheduler:
         self.recall(message)
         return True
 
-    def counts(self) -> dict[str, int]:
-        """Messages by state: active, ready, deferred, held; each in the first of these that an entry of it is in."""
-        return self._census.counts()
-
     def recall(self, message: str) -> list[Entry] | None:
         """Take out what waits, or is held, of a message, to be added anew; None when nothing of it is here. O(entries).
 
@@ -205,6 +177,12 @@ class Scheduler:
                 self._deferred.withdrawn()
         return recalled
 
+    def counts(self) -> dict[str, int]:
+        """Messages by state: active, ready, deferred, held; each in the first of these that an entry of it is in."""
+        return self._census.counts()
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
     def _is_needed(self, entry: Entry, before: float, each: int) -> bool:
         if entry.state == HELD:
             return False
@@ -212,31 +190,23 @@ class Scheduler:
             return entry.due <= before
         if entry.state == ACTIVE or self.lanes.of(entry.domain, entry.message.account) <= each:
             return True
-        # In the rare case that its domain has moved to another site, it is in a queue nobody finds: it stays.
-        site, waiting = self._bound(entry.domain), self._waiting.get(entry.domain)
-        return not (site is not None and entry in site.entries) and (waiting is None or entry not in waiting)
+        # In the rare case that its way leads to another site by now, it is in a queue nobody finds: it stays.
+        queue = self._bound(entry.way)
+        return entry not in self._unbound and (queue is None or entry not in queue.entries)
 
-    def _bound(self, domain: str) -> _SiteQueue | None:
-        site = self._bindings.last(domain)
-        return self._sites.get(site) if site else None
+    def _bound(self, way: Way) -> SiteQueue | None:
+        site = self._bindings.last(way)
+        return self.sites.get(site) if site else None
 
     def _remove_ready(self, entry: Entry) -> None:
-        waiting = self._waiting.get(entry.domain)
-        if waiting is not None and entry in waiting:
-            waiting.remove(entry)
-            if not waiting:
-                del self._waiting[entry.domain]
-                self._unasked.pop(entry.domain, None)
+        if entry in self._unbound:
+            self._unbound.remove(entry)
             return
-        queue = self._bound(entry.domain)
+        queue = self._bound(entry.way)
         if queue is None or entry not in queue.entries:
-            # Its domain has moved to another site since, or to none: it is where it was. Rare, so looked for.
-            queue = next(queue for queue in self._sites.values() if entry in queue.entries)
-        queue.entries.remove(entry)
-        if not queue.entries:
-            self._rotation.pop(queue, None)
-            if not queue.busy:
-                del self._sites[queue.site]
+            # Its way leads to another site since, or nowhere: it is where it was. Rare, so looked for.
+            queue = self.sites.holding(entry)
+        self.sites.remove(queue, entry)
 
     def _move(self, entry: Entry, state: int) -> None:
         old, entry.state = entry.state, state
@@ -257,19 +227,8 @@ class Scheduler:
 
     def _make_ready(self, entry: Entry, now: float) -> None:
         self._move(entry, READY)
-        site = self._bindings.of(entry.domain, now)
-        if site is not None:
-            queue = self._sites.of(site)
-            queue.entries.push(entry)
-            self._rotate(queue)
-            return
-        waiting = self._waiting.get(entry.domain)
-        if waiting is None:
-            waiting = self._waiting[entry.domain] = FairQueue()
-            self._unasked[entry.domain] = None
-        waiting.push(entry)
-
-    def _rotate(self, queue: _SiteQueue) -> None:
-        """Let the site join the rotation if it may start an entry; one that waits for its turn already keeps it."""
-        if queue.entries and queue.busy < self._slots:
-            self._rotation.setdefault(queue)
+        site = self._bindings.of(entry.way, now)
+        if site is None:
+            self._unbound.push(entry)
+        else:
+            self.sites.push(site, entry, now)

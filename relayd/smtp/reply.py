@@ -165,6 +165,9 @@ TOO_LARGE_THERE = Reply(552, "5.3.4", "Message larger than the next hop takes")
 NO_SMTPUTF8_THERE = Reply(550, "5.6.7", "The next hop does not take internationalized addresses")
 
 
+_NOT_TRIED = "Not tried now, as the site was not reached: "
+
+
 def unreachable(host: str, why: str) -> Reply:
     """No session with a host came about (RFC 3463 X.4.1)."""
     return Reply(451, "4.4.1", f"{host}: {why}")
@@ -173,6 +176,18 @@ def unreachable(host: str, why: str) -> Reply:
 def interrupted(host: str, why: str, stage: str) -> Reply:
     """A session ended before its answer (RFC 3463 X.4.2)."""
     return Reply(451, "4.4.2", f"{host}: {why}, waiting for the answer to {stage}")
+
+
+def not_tried(last: Reply) -> Reply:
+    """A site was not reached by others just before, the last of them answered so."""
+    # Said of one that was not tried before, it does not grow.
+    said = last.text if last.text.startswith(_NOT_TRIED) else f"{_NOT_TRIED}{last}"
+    return Reply(451, "4.4.1", said)
+
+
+def is_unreached(reply: Reply) -> bool:
+    """Whether it says, as composed here, that no session came about or that one was lost."""
+    return reply.code == 451 and reply.enhanced in ("4.4.1", "4.4.2")
 
 
 # --- composed by the resolver, where a name leads to no host ---------------------------------------------------------

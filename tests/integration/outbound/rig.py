@@ -11,7 +11,7 @@ from relayd import tls
 from relayd.config import schema
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
-from relayd.message.site import Host, Site, Terms
+from relayd.message.site import Host, Site, Terms, Way
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.connection import Timeouts
 from relayd.outbound.connector import Connector
@@ -70,7 +70,7 @@ class Carrier:
 
     async def carry(self, site: Site | SmtpPeer, *recipients: str, body: bytes = BODY, **fields) -> dict[int, Outcome]:
         message = envelope(*(recipients or ("b@peer.example",)), size=fields.pop("size", len(body)), **fields)
-        entry = Entry(message, "peer.example", tuple(range(len(message.recipients))))
+        entry = Entry(message, Way("peer.example"), tuple(range(len(message.recipients))))
         site = site_of(site) if isinstance(site, SmtpPeer) else site
         outcomes = await self.delivery.attempt(site, entry, body)
         assert sorted(outcomes) == list(entry.recipients), "every recipient has an outcome"
@@ -96,12 +96,12 @@ class Relay:
         **settings,
     ) -> None:
         self.path = path
-        self.scheduler = Scheduler(connections)
+        self.scheduler = Scheduler()
         self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26))
         self.resolver = Resolver([nameserver], "relay.example")
         self.dispatcher = Dispatcher(
             hostname="relay.example",
-            settings=schema.Delivery(**settings),
+            settings=schema.Delivery(connections_per_site=connections, **settings),
             routes=[
                 schema.Route(domains=(domain,), next_hops=tuple(f"127.0.0.1:{peer.port}" for peer in peers))
                 for domain, peers in (routes or {}).items()
@@ -117,6 +117,7 @@ class Relay:
         self.queue.rescheduled = self.dispatcher.reschedule
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
         self.queue.dismiss = self.feed.dismiss
+        self.dispatcher.woken = self.feed.wake
 
     async def __aenter__(self) -> Relay:
         for message in await self.queue.open():

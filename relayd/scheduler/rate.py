@@ -1,0 +1,130 @@
+"""How many messages a second a site gets: as configured, and as learned from its refusals.
+
+Pure arithmetic of one site, with monotonic seconds as arguments; knows neither replies nor entries. `site_queue` makes
+one where there is a limit or a refusal.
+"""
+
+from __future__ import annotations
+
+SLACK = 0.01
+"""Seconds by which a start may be late and the next one still keep the pace; timers count in milliseconds."""
+
+SLOWEST, FASTEST = 1 / 60, 1000.0
+"""Messages a second: one that is learned is no lower, and forgotten above."""
+
+BACK = 0.95
+"""After refusals: the part of what was taken meanwhile that is sent from then on."""
+
+NEAR = 0.9
+"""From this part of the last rate that met refusals, it is approached slowly."""
+
+SLOWLY, QUICKLY = 1.01, 1.1
+"""Growth for each interval without a refusal, near the last rate that was refused and elsewhere."""
+
+INTERVAL_MESSAGES = 10
+"""Messages after which an interval may be judged, if a second has passed; it is a minute long at most."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+"""Seconds without a message after an interval in which the site took nothing; doubled each time."""
+
+
+class Rate:
+    """A pace, and what is counted to find it.
+
+    With a limit of r, at most r (T + SLACK) + 1 messages start in any T seconds: there is no burst. A refusal is
+    answered at the end of its interval by what the site took in it, less a little; rates that were refused before are
+    approached slowly. An interval in which the site took nothing halves the rate and is followed by a pause. O(1).
+    """
+
+    __slots__ = ("_begun", "_ends", "_knee", "_most", "_pause", "_refused", "_served", "_trailing", "limit", "next")
+
+    def __init__(self, most: float, now: float) -> None:
+        """`most`: messages a second, 0 for no limit."""
+        self._most = most or None
+        self.limit: float | None = self._most
+        """Messages a second, None for no limit."""
+        self.next = now
+        """When the next message may start."""
+        self._knee = 0.0
+        self._pause = FIRST_PAUSE
+        self._trailing = 0.0
+        self._served = self._refused = 0
+        self._begin(now, 1.0)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is lower than configured."""
+        return self.limit != self._most
+
+    def start(self, now: float) -> None:
+        """A message starts."""
+        if self.limit is not None:
+            self.next = max(self.next, now - SLACK) + 1 / self.limit
+
+    def served(self, now: float) -> None:
+        """The site took one, or refused it for a reason of its own."""
+        self._served += 1
+        if now >= self._ends:
+            self._judge(now)
+
+    def refused(self, now: float) -> None:
+        """The site said that this was too fast."""
+        if now < self._begun:
+            return  # sent before the pause that is under way
+        self._refused += 1
+        if not self.learned:
+            # Nothing is known yet but what it took within the last second.
+            taken = self._served + self._trailing * max(0.0, 1 - (now - self._begun))
+            self._slow_down(max(taken, 1.0), now)
+            self._stop(now)
+        elif now >= self._ends or self._refused >= max(3, self._served / 4):
+            self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        """The interval is over."""
+        seconds = max(now - self._begun, 1e-3)
+        if self._refused:
+            self._pull_back(seconds, now)
+        elif self.learned:
+            self._grow(seconds)
+        self._begin(now, seconds)
+
+    def _pull_back(self, seconds: float, now: float) -> None:
+        assert self.limit is not None
+        if self._served:
+            self._pause = FIRST_PAUSE
+            # A short interval says less of what is taken than of what was asked.
+            self._slow_down(min(self.limit, self._served / max(seconds, self._interval() / 2)), now)
+        else:
+            self._slow_down(self.limit / 2, now)
+            self._stop(now)
+
+    def _grow(self, seconds: float) -> None:
+        assert self.limit is not None
+        if self._served < 0.7 * self.limit * seconds:
+            return  # less was asked than was allowed
+        near = NEAR * self._knee <= self.limit < self._knee / NEAR
+        limit = self.limit * (SLOWLY if near else QUICKLY)
+        self._pause = FIRST_PAUSE
+        self.limit = self._most if limit >= (self._most or FASTEST) else limit
+
+    def _slow_down(self, taken: float, now: float) -> None:
+        self._knee = taken
+        limit = max(BACK * taken, SLOWEST)
+        self.limit = limit if self._most is None else min(limit, self._most)
+        self.next = max(self.next, now)
+
+    def _stop(self, now: float) -> None:
+        self.next = max(self.next, now + self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._begin(self.next, 1.0)
+
+    def _begin(self, now: float, seconds: float) -> None:
+        self._trailing = self._served / max(seconds, 1.0)
+        self._served = self._refused = 0
+        self._begun = now
+        self._ends = now + self._interval()
+
+    def _interval(self) -> float:
+        limit = self.limit
+        return 1.0 if limit is None else min(max(INTERVAL_MESSAGES / limit, 1.0), 60.0)

@@ -1,0 +1,51 @@
+"""Ready entries whose way leads to no site yet, and which ways have to be asked for.
+
+Owns their order while the DNS is asked. Knows no sites; the scheduler calls it.
+"""
+
+from __future__ import annotations
+
+from relayd.message.site import Way
+from relayd.scheduler.entry import Entry
+from relayd.scheduler.fair_queue import FairQueue
+
+
+class Unbound:
+    """Queues by way; each way is asked for once, until its queue is taken. All is O(1), asked O(returned)."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Way, FairQueue] = {}
+        self._unasked: dict[Way, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._queues) + len(self._unasked)
+
+    def __contains__(self, entry: Entry) -> bool:
+        queue = self._queues.get(entry.way)
+        return queue is not None and entry in queue
+
+    def push(self, entry: Entry) -> None:
+        """An entry waits for its way to be known."""
+        queue = self._queues.get(entry.way)
+        if queue is None:
+            queue = self._queues[entry.way] = FairQueue()
+            self._unasked[entry.way] = None
+        queue.push(entry)
+
+    def asked(self) -> list[Way]:
+        """Ways to ask for, longest waiting first."""
+        ways = list(self._unasked)
+        self._unasked.clear()
+        return ways
+
+    def take(self, way: Way) -> FairQueue | None:
+        """The queue of a way that is known now."""
+        self._unasked.pop(way, None)
+        return self._queues.pop(way, None)
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out of the middle."""
+        queue = self._queues[entry.way]
+        queue.remove(entry)
+        if not queue:
+            self.take(entry.way)
