@@ -15,11 +15,17 @@ SLOWEST, FASTEST = 1 / 60, 1000.0
 BACK = 0.95
 """After refusals: the part of what was taken meanwhile that is sent from then on."""
 
+MANY = 0.1
+"""Refusals for each message taken, above which what was taken decides."""
+
+LEAST = 0.75
+"""The part of a rate that one judgement leaves of it, where anything was taken."""
+
 NEAR = 0.9
 """From this part of the last rate that met refusals, it is approached slowly."""
 
-SLOWLY, QUICKLY = 1.01, 1.1
-"""Growth for each interval without a refusal, near the last rate that was refused and elsewhere."""
+SLOWLY, QUICKLY = 0.01, 0.25
+"""Growth without a refusal: near the last rate that was refused by the second, for five at most; else by interval."""
 
 INTERVAL_MESSAGES = 10
 """Messages after which an interval may be judged, if a second has passed; it is a minute long at most."""
@@ -43,7 +49,7 @@ class Rate:
         self._most = most or None
         self.limit: float | None = self._most
         """Messages a second, None for no limit."""
-        self.next = now
+        self.next = 0.0
         """When the next message may start."""
         self._knee = 0.0
         self._pause = FIRST_PAUSE
@@ -75,7 +81,7 @@ class Rate:
         if not self.learned:
             # Nothing is known yet but what it took within the last second.
             taken = self._served + self._trailing * max(0.0, 1 - (now - self._begun))
-            self._slow_down(max(taken, 1.0), now)
+            self._slow_down(max(taken, 1.0))
             self._stop(now)
         elif now >= self._ends or self._refused >= max(3, self._served / 4):
             self._judge(now)
@@ -91,28 +97,31 @@ class Rate:
 
     def _pull_back(self, seconds: float, now: float) -> None:
         assert self.limit is not None
-        if self._served:
-            self._pause = FIRST_PAUSE
-            # A short interval says less of what is taken than of what was asked.
-            self._slow_down(min(self.limit, self._served / max(seconds, self._interval() / 2)), now)
-        else:
-            self._slow_down(self.limit / 2, now)
+        if not self._served:
+            self._slow_down(self.limit / 2)
+            self._knee = 0.0  # a quota is spent; nothing is known of the pace
             self._stop(now)
+            return
+        self._pause = FIRST_PAUSE
+        taken = self.limit
+        if self._refused > MANY * self._served:
+            # Of an interval cut short, or after a pause, what was taken says little: so it is believed within bounds.
+            taken = min(taken, max(self._served / seconds, LEAST * taken))
+        self._slow_down(taken)
+        self._knee = taken
 
     def _grow(self, seconds: float) -> None:
         assert self.limit is not None
         if self._served < 0.7 * self.limit * seconds:
             return  # less was asked than was allowed
         near = NEAR * self._knee <= self.limit < self._knee / NEAR
-        limit = self.limit * (SLOWLY if near else QUICKLY)
+        limit = self.limit * (1 + (SLOWLY * min(seconds, 5.0) if near else QUICKLY))
         self._pause = FIRST_PAUSE
         self.limit = self._most if limit >= (self._most or FASTEST) else limit
 
-    def _slow_down(self, taken: float, now: float) -> None:
-        self._knee = taken
+    def _slow_down(self, taken: float) -> None:
         limit = max(BACK * taken, SLOWEST)
         self.limit = limit if self._most is None else min(limit, self._most)
-        self.next = max(self.next, now)
 
     def _stop(self, now: float) -> None:
         self.next = max(self.next, now + self._pause)

@@ -132,8 +132,8 @@ class SiteQueue:
         if report.way is not None:
             self.put_off(report.way)
         if self.outage is None:
-            # Dead after a cohort: as many in a row as the window is wide, as with Postfix.
-            self._failures += 1 / self.window.size
+            # Dead after a cohort (Postfix's default_destination_concurrency_failed_cohort_limit).
+            self._failures += 1 / self.window.cohort
             self.window.failed()
             if self._failures > 0.999 and report.trouble is not None:
                 self.outage = Outage(now, report.trouble)

@@ -33,6 +33,11 @@ class Window:
         self._memory = FIRST_MEMORY
         self.size = min(START, most)
 
+    @property
+    def cohort(self) -> int:
+        """Attempts whose failing in a row says that it is the site: as many as may be under way, or were at first."""
+        return max(self.size, min(START, self._most))
+
     def served(self, busy: int, now: float) -> None:
         """An attempt went well while `busy` slots were in use, its own too."""
         self._debit = 0.0

@@ -306,10 +306,10 @@ async def test_a_bug_in_settling_puts_the_entry_back(start, relay, eventually, m
     relay = await relay(routes={"*": [peer]})
     settle, failures = relay.dispatcher._settling.settle, iter([True])
 
-    def fail_once(entry, outcomes, header):
+    def fail_once(*arguments, **settings):
         if next(failures, False):
             raise RuntimeError("bug")
-        settle(entry, outcomes, header)
+        settle(*arguments, **settings)
 
     monkeypatch.setattr(relay.dispatcher._settling, "settle", fail_once)
     await relay.submit("b@peer.example")

@@ -8,16 +8,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relayd.message.site import Site
+from relayd.message.outcome import Outcome, Scope, Verdict
+from relayd.message.site import Site, Way
 from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, READY
 from relayd.scheduler.entry import Entry
+from relayd.scheduler.feedback import SERVED, Report, Signal, Trouble
 from relayd.scheduler.scheduler import Scheduler
+from relayd.scheduler.site_queue import NEVER, SiteQueue
+from relayd.smtp import reply
 from tests.unit.scheduler.entries import entry, site
 
 DOMAINS = st.sampled_from(["a.example", "b.example", "c.example"])
 ACCOUNTS = st.sampled_from(["user:ann", "user:bob", "net:10.0.0.0/8", ""])
 MESSAGES = st.sampled_from(["m1", "m2", "m3", "m4", "m5"])
-SITES = st.sampled_from([site("mx1"), site("mx2")])
+SITES = st.sampled_from([site("mx1", 1), site("mx2", 3), site("mx3", 20, 0.5)])
+TROUBLE = Trouble(Outcome(Verdict.DEFERRED, Scope.SITE, reply.unreachable("mx", "refused")), 0.0)
 LONG_AFTER = 1e9
 ORDER = ((ACTIVE, "active"), (READY, "ready"), (DEFERRED, "deferred"))
 
@@ -25,10 +30,9 @@ ORDER = ((ACTIVE, "active"), (READY, "ready"), (DEFERRED, "deferred"))
 class SchedulerMachine(RuleBasedStateMachine):
     """Every entry is in one list of the model; every list is searched from its start."""
 
-    @initialize(slots=st.integers(1, 3))
-    def start(self, slots: int) -> None:
-        self.scheduler = Scheduler(slots)
-        self.slots = slots
+    @initialize()
+    def start(self) -> None:
+        self.scheduler = Scheduler()
         self.now = 100.0
         self.added = 0
         self.deferred: list[Entry] = []
@@ -39,7 +43,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.active: list[Entry] = []
         self.busy: collections.Counter[Site] = collections.Counter()
         self.ended: list[Entry] = []
-        self.dead: list[float] = []  # when withdrawn entries would have been due
+        self.started: dict[Site, list[Entry]] = collections.defaultdict(list)
+        self.withdrawn: list[float] = []  # when withdrawn entries would have been due
         # For each (site, account) that waits: whom the site served since it began to wait or had its last turn.
         self.served: dict[tuple[Site, str], list[str]] = {}
         # For each site that may start an entry: whose turns `take()` gave to others since.
@@ -59,7 +64,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.served.setdefault((queue, ready.message.account), [])
 
     def startable(self) -> set[Site]:
-        return {queue for queue, entries in self.queued.items() if entries and self.busy[queue] < self.slots}
+        """By what the limits of the sites say; these have tests of their own."""
+        return {state.site for state in self.states() if state.opens <= self.now}
+
+    def states(self) -> list[SiteQueue]:
+        found = [self.scheduler.sites.get(queue) for queue in self.queued]
+        return [state for state in found if state is not None]
+
+    def is_dead(self, queue: Site) -> bool:
+        return any(state.site == queue and state.outage is not None for state in self.states())
+
+    def site_times(self) -> list[float]:
+        """When a site was to be looked at, or is: it may be looked at in vain."""
+        return [at for at, _, _ in self.scheduler.sites._parked]
 
     def took(self, taken: tuple[Site, Entry]) -> None:
         queue, started = taken
@@ -68,8 +85,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert started is oldest
         self.queued[queue].remove(started)
         self.active.append(started)
+        self.started[queue].append(started)
         self.busy[queue] += 1
-        assert self.busy[queue] <= self.slots
+        assert self.busy[queue] <= (1 if self.is_dead(queue) else queue.terms.connections)
         still_waiting = {e.message.account for e in self.queued[queue]}
         del self.served[queue, account]
         for (other_site, other), served in self.served.items():
@@ -88,9 +106,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         later=st.sampled_from([-5.0, 0.0, 1.0, 10.0, 10.0, 60.0]),
         number=st.integers(1, 4),
     )
-    def add(self, message: str, domain: str, account: str, later: float, number: int) -> None:
+    def add(self, message: str, domain: str, account: str, later: float, number: int, stalled: bool = False) -> None:
         for _ in range(number):
-            new = entry(message, domain, account, due=self.now + later)
+            new = entry(message, domain, account, due=self.now + later, accepted_at=self.added)
+            new.stalled = stalled
             self.scheduler.add(new, self.now)
             self.added += 1
             if later > 0:
@@ -107,23 +126,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         for due in sorted((e for e in self.deferred if e.due <= self.now), key=lambda e: e.due):
             self.become_ready(due)
         self.deferred = [e for e in self.deferred if e.due > self.now]
-        self.dead = [due for due in self.dead if due > self.now]
+        self.withdrawn = [due for due in self.withdrawn if due > self.now]
         expected = min((e.due for e in self.deferred), default=None)
         if following != expected:
             # It may look too early, for one that is not there any more, and never too late.
-            assert following in self.dead
+            assert following in {*self.withdrawn, *self.site_times()}
             assert expected is None or following < expected
+        opening = [state.opens for state in self.states() if self.now < state.opens < NEVER]
+        assert following is not None if opening else True
+        assert all(following <= at for at in opening)
 
     @rule()
     def unrouted(self) -> None:
         expected = [domain for domain in self.waiting if domain not in self.asked]
-        assert self.scheduler.unrouted(self.now) == expected
-        self.forget_bindings()
+        assert [way.domain for way in self.scheduler.unrouted()] == expected
         self.asked.update(expected)
 
     @rule(domain=DOMAINS, queue=SITES, seconds=st.sampled_from([0.0, 5.0, 40.0]))
     def bind(self, domain: str, queue: Site, seconds: float) -> None:
-        self.scheduler.bind(domain, queue, self.now + seconds)
+        self.scheduler.bind(Way(domain), queue, self.now + seconds, self.now)
         self.bindings[domain] = (queue, self.now + seconds)
         self.asked.discard(domain)
         for ready in self.waiting.pop(domain, []):
@@ -131,7 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(domain=DOMAINS)
     def unroute(self, domain: str) -> None:
-        returned = self.scheduler.unroute(domain)
+        returned = self.scheduler.unroute(Way(domain))
         expected = self.waiting.pop(domain, [])
         assert sorted(map(id, returned)) == sorted(map(id, expected))
         self.asked.discard(domain)
@@ -139,11 +160,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        taken = self.scheduler.take()
+        startable = self.startable()
+        taken = self.scheduler.take(self.now)
         if taken is None:
-            assert not self.startable()
+            assert not startable
             return
-        assert taken[0] in self.startable()
+        assert taken[0] in startable
         self.passed.pop(taken[0], None)
         for waited, turns in self.passed.items():
             turns.append(taken[0])
@@ -152,28 +174,70 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(queue=SITES)
     def take_of_site(self, queue: Site) -> None:
-        taken = self.scheduler.take(queue)
+        startable = self.startable()
+        taken = self.scheduler.take(self.now, queue)
         if taken is None:
-            assert queue not in self.startable()
+            assert queue not in startable
             return
         assert taken[0] == queue
+        assert queue in startable
         self.took(taken)
         self.passed.pop(queue, None)
 
     @precondition(lambda self: any(self.busy.values()))
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), signal=st.sampled_from(Signal), domain=DOMAINS, step=st.sampled_from([1.0, 60.0]))
+    def release(self, data: st.DataObject, signal: Signal, domain: str, step: float) -> None:
         queue = data.draw(st.sampled_from([queue for queue, busy in self.busy.items() if busy]))
-        self.scheduler.release(queue)
+        changes = self.scheduler.sites.release(queue, Report(signal, TROUBLE, step, Way(domain)), self.now)
         self.busy[queue] -= 1
+        for change in changes:
+            self.wake(change.ways)
+
+    def wake(self, ways: tuple[Way, ...]) -> None:
+        woken = [e for e in self.deferred if e.stalled and e.way in ways]
+        self.scheduler.wake(ways, self.now)
+        self.deferred = [e for e in self.deferred if e not in woken]
+        for one in sorted(woken, key=lambda e: e.message.accepted_at):
+            self.withdrawn.append(one.due)
+            self.become_ready(one)
+
+    @precondition(lambda self: any(self.busy.values()))
+    @rule()
+    def restore(self) -> None:
+        queue, entries = next((queue, self.started[queue]) for queue, busy in self.busy.items() if busy)
+        if not entries or entries[-1] not in self.active:
+            return
+        again = entries.pop()
+        self.scheduler.restore(queue, again, self.now)
+        self.active.remove(again)
+        self.queued[queue].insert(0, again)
+        self.served[queue, again.message.account] = []
+        for (other_site, _), served in self.served.items():
+            if other_site == queue and again.message.account in served:
+                served.remove(again.message.account)
+
+    @rule()
+    def barred(self) -> None:
+        for queue, kept_out, trouble in self.scheduler.barred():
+            assert trouble is TROUBLE
+            assert self.is_dead(queue)
+            self.queued[queue].remove(kept_out)
+            self.active.append(kept_out)
+        for queue, entries in self.queued.items():
+            if self.is_dead(queue):
+                assert len(entries) <= 1
+                accounts = {e.message.account for e in entries}
+                for of, account in [key for key in self.served if key[0] == queue]:
+                    del self.served[of, account]
+                self.served.update({(queue, account): [] for account in accounts})
 
     @precondition(lambda self: self.active)
-    @rule(data=st.data(), again=st.sampled_from([None, 0.0, 10.0]))
-    def finish(self, data: st.DataObject, again: float | None) -> None:
+    @rule(data=st.data(), again=st.sampled_from([None, 0.0, 10.0]), stalled=st.booleans())
+    def finish(self, data: st.DataObject, again: float | None, stalled: bool) -> None:
         done = data.draw(st.sampled_from(self.active))
         if again is not None:
             before = sum(self.scheduler.counts().values())
-            self.add(done.message.id, done.domain, done.message.account, again, 1)
+            self.add(done.message.id, done.domain, done.message.account, again, 1, stalled=stalled)
             assert sum(self.scheduler.counts().values()) == before
         self.scheduler.finish(done)
         self.active.remove(done)
@@ -202,7 +266,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """What was taken out counts as ended."""
         if gone in self.deferred:
             self.deferred.remove(gone)
-            self.dead.append(gone.due)
+            self.withdrawn.append(gone.due)
         for domain, entries in list(self.waiting.items()):
             if gone in entries:
                 entries.remove(gone)
@@ -273,19 +337,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         for domain in list(self.waiting):
             self.bind(domain, site("mx1"), 1.0)
         for queue in list(self.busy.elements()):
-            self.scheduler.release(queue)
+            self.scheduler.sites.release(queue, Report(SERVED), self.now)
             self.busy[queue] -= 1
-        while (taken := self.scheduler.take()) is not None:
-            self.took(taken)
-            self.scheduler.release(taken[0])
-            self.busy[taken[0]] -= 1
+        while self.ready():
+            self.advance(1000.0)
+            self.take_all()
         for done in self.active:
             self.scheduler.finish(done)
             self.ended.append(done)
         assert len(self.ended) == self.added == len(set(map(id, self.ended)))
         assert set(self.scheduler.counts().values()) == {0}
+        self.scheduler.advance(self.now + LONG_AFTER)
         assert self.scheduler.advance(self.now + LONG_AFTER) is None
         assert self.scheduler.size == 0
+
+    def take_all(self) -> None:
+        while (taken := self.scheduler.take(self.now)) is not None:
+            self.took(taken)
+            self.scheduler.sites.release(taken[0], Report(SERVED), self.now)
+            self.busy[taken[0]] -= 1
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from relayd.message.site import Way
 from relayd.scheduler import deferred
 from relayd.scheduler.census import GONE
+from relayd.scheduler.feedback import SERVED, Report
 from relayd.scheduler.scheduler import Scheduler
 from tests.unit.scheduler.entries import entry, site
 
@@ -15,7 +17,7 @@ NOW = 100.0
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    return Scheduler(1)
+    return Scheduler()
 
 
 def test_who_is_unknown_is_not_needed(scheduler):
@@ -33,9 +35,9 @@ def test_what_is_due_soon_is_needed(scheduler):
 
 
 def test_what_is_active_is_needed(scheduler):
-    scheduler.bind("a.example", MX, NOW + 50)
+    scheduler.bind(Way("a.example"), MX, NOW + 50, NOW)
     scheduler.add(entry(), NOW)
-    _, taken = scheduler.take()
+    _, taken = scheduler.take(NOW)
     assert not scheduler.withdraw("m1", NOW, 0)
     scheduler.finish(taken)
     assert scheduler.withdraw("m1", NOW, 0)
@@ -44,7 +46,7 @@ def test_what_is_active_is_needed(scheduler):
 @pytest.mark.parametrize("bound", [False, True])
 def test_what_is_ready_is_needed_while_its_lane_is_short(scheduler, bound):
     if bound:
-        scheduler.bind("a.example", MX, NOW + 50)
+        scheduler.bind(Way("a.example"), MX, NOW + 50, NOW)
     for number in range(3):
         scheduler.add(entry(f"m{number}"), NOW)
     assert not scheduler.withdraw("m0", NOW, 3)
@@ -52,8 +54,8 @@ def test_what_is_ready_is_needed_while_its_lane_is_short(scheduler, bound):
     assert not scheduler.withdraw("m1", NOW, 2)
     assert scheduler.lanes.of("a.example", "user:ann") == 2
     if not bound:
-        scheduler.bind("a.example", MX, NOW + 50)
-    assert scheduler.take()[1].message.id == "m1"
+        scheduler.bind(Way("a.example"), MX, NOW + 50, NOW)
+    assert scheduler.take(NOW)[1].message.id == "m1"
 
 
 def test_all_of_a_message_or_nothing(scheduler):
@@ -66,7 +68,7 @@ def test_all_of_a_message_or_nothing(scheduler):
     assert not scheduler.withdraw("m1", NOW + 60, 1)
     assert scheduler.withdraw("m1", NOW + 60, 0)
     assert scheduler.lanes.total == 0
-    assert scheduler.unrouted(NOW) == [], "nobody waits for the domain any more"
+    assert [way.domain for way in scheduler.unrouted()] == [], "nobody waits for the domain any more"
 
 
 def test_held_mail_is_not_needed_and_never_due(scheduler):
@@ -74,7 +76,7 @@ def test_held_mail_is_not_needed_and_never_due(scheduler):
     assert scheduler.counts()["held"] == 1
     assert scheduler.lanes.total == 0
     assert scheduler.advance(NOW + 1e6) is None
-    assert scheduler.unrouted(NOW) == []
+    assert [way.domain for way in scheduler.unrouted()] == []
     assert scheduler.withdraw("m1", NOW, 0)
     assert scheduler.size == 0
 
@@ -94,29 +96,29 @@ def test_a_message_that_comes_back_is_scheduled_once(scheduler):
     scheduler.add(entry(due=NOW + 100), NOW)
     assert scheduler.withdraw("m1", NOW, 0)
     scheduler.add(entry(due=NOW + 100), NOW)
-    scheduler.bind("a.example", MX, NOW + 500)
+    scheduler.bind(Way("a.example"), MX, NOW + 500, NOW)
     assert scheduler.advance(NOW + 100) is None
-    assert scheduler.take() is not None
-    scheduler.release(MX)
-    assert scheduler.take() is None
+    assert scheduler.take(NOW) is not None
+    scheduler.sites.release(MX, Report(SERVED), NOW)
+    assert scheduler.take(NOW) is None
 
 
 def test_a_withdrawn_site_that_was_full_starts_nothing(scheduler):
-    scheduler.bind("a.example", MX, NOW + 500)
+    scheduler.bind(Way("a.example"), MX, NOW + 500, NOW)
     for number in range(2):
         scheduler.add(entry(f"m{number}"), NOW)
-    assert scheduler.take() is not None
+    assert scheduler.take(NOW) is not None
     assert scheduler.withdraw("m1", NOW, 0)
-    scheduler.release(MX)
-    assert scheduler.take() is None
+    scheduler.sites.release(MX, Report(SERVED), NOW)
+    assert scheduler.take(NOW) is None
     scheduler.add(entry("m2"), NOW)
-    assert scheduler.take() is not None
+    assert scheduler.take(NOW) is not None
 
 
 def test_what_waits_is_recalled_and_what_is_active_stays(scheduler):
-    scheduler.bind("a.example", MX, NOW + 500)
+    scheduler.bind(Way("a.example"), MX, NOW + 500, NOW)
     scheduler.add(entry("m1"), NOW)
-    _, active = scheduler.take()
+    _, active = scheduler.take(NOW)
     scheduler.add(entry("m1", due=NOW + 10), NOW)
     scheduler.add(entry("m1", "b.example"), NOW)
     scheduler.add(entry("m1", "c.example"), NOW, held=True)
@@ -131,17 +133,17 @@ def test_what_waits_is_recalled_and_what_is_active_stays(scheduler):
 def test_what_stands_where_its_domain_was_bound_before_is_recalled(scheduler):
     for message in ("m0", "m1"):
         scheduler.add(entry(message), NOW)
-    scheduler.bind("a.example", MX, NOW + 10)
-    scheduler.take()
-    scheduler.bind("a.example", site("other"), NOW + 300)
+    scheduler.bind(Way("a.example"), MX, NOW + 10, NOW)
+    scheduler.take(NOW)
+    scheduler.bind(Way("a.example"), site("other"), NOW + 300, NOW)
     assert len(scheduler.recall("m1")) == 1
 
 
 def test_what_stands_where_its_domain_was_bound_once_is_recalled(scheduler):
     for message in ("m0", "m1"):
         scheduler.add(entry(message), NOW)
-    scheduler.bind("a.example", MX, NOW + 10)
-    scheduler.take()
+    scheduler.bind(Way("a.example"), MX, NOW + 10, NOW)
+    scheduler.take(NOW)
     scheduler.advance(NOW + 20)
     assert len(scheduler.recall("m1")) == 1
     assert scheduler.counts()["ready"] == 0
