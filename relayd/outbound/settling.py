@@ -14,7 +14,7 @@ from relayd import clock, log, metrics
 from relayd.config import schema
 from relayd.message import dsn
 from relayd.message.outcome import Outcome, Verdict
-from relayd.outbound import bounce
+from relayd.outbound import bounce, patterns
 from relayd.scheduler.backoff import Backoff
 from relayd.scheduler.entry import Entry
 from relayd.smtp import reply
@@ -125,6 +125,7 @@ class Settling:
             state = result.state.value
             _COUNTERS[state].inc()
             failed += result.state in _LOST
+            category = "" if result.state is DELIVERED else _refused(result.reply)
             if result.state is not DEFERRED:
                 metrics.delivery_seconds.observe(age)
             log.attempted(
@@ -134,6 +135,7 @@ class Settling:
                 state=state,
                 attempts=result.attempts,
                 delay=age,
+                category=category,
             )
         if failed:
             self._told(settled, envelope.sender, failed)
@@ -146,3 +148,10 @@ class Settling:
         else:
             metrics.notifications_dropped.inc()
             log.unnotified(settled.message, failed)
+
+
+def _refused(answer: reply.Reply) -> str:
+    """Count why, and say it."""
+    category = patterns.category(None, answer).value
+    metrics.refused[category].inc()
+    return category
