@@ -184,8 +184,21 @@ def rejected(client: str, account: str, verb: str, reply: Reply) -> None:
     _emit(logging.INFO, "rejected", client=client, account=account, verb=verb, reply=str(reply))
 
 
-def attempted(envelope: Envelope, recipient: str, outcome: Outcome, *, state: str, attempts: int, delay: float) -> None:
-    """A recipient's attempt ended, durably. state: delivered, deferred, failed or expired; delay: age in seconds."""
+def attempted(
+    envelope: Envelope,
+    recipient: str,
+    outcome: Outcome,
+    *,
+    state: str,
+    attempts: int,
+    delay: float,
+    category: str = "",
+) -> None:
+    """A recipient's attempt ended, durably. state: delivered, deferred, failed or expired; delay: age in seconds.
+
+    category: why it was not delivered, as in relayd_refusals_total; a delivered line has none.
+    """
+    why = {"category": category} if category else {}
     _emit(
         logging.INFO,
         state,
@@ -199,6 +212,7 @@ def attempted(envelope: Envelope, recipient: str, outcome: Outcome, *, state: st
         uncertain=outcome.uncertain,
         attempts=attempts,
         delay=round(delay, 3),
+        **why,
     )
 
 

@@ -25,6 +25,27 @@ GCCollector(registry=REGISTRY)
 STATES = ("active", "ready", "deferred", "held")
 """States of a queued message; each message counts in the first that any of its recipients is in."""
 
+CATEGORIES = (
+    "connection_limit",
+    "rate",
+    "session_limit",
+    "greylist",
+    "blocked",
+    "spam",
+    "policy",
+    "mailbox_full",
+    "no_mailbox",
+    "bad_domain",
+    "too_large",
+    "tls",
+    "credentials",
+    "dns",
+    "connection",
+    "capability",
+    "other",
+)
+"""Why peers refuse: the values of outbound's `patterns.Category`."""
+
 
 class Tally:
     """A counter of the event loop's thread alone. prometheus_client's takes a lock each time, three calls deep."""
@@ -106,6 +127,8 @@ TallyCollector(
     "result",
     {"delivered": delivered, "deferred": deferred, "failed": failed},
 )
+refused = {category: Tally() for category in CATEGORIES}
+TallyCollector("relayd_refusals", "Recipients' attempts that were deferred or failed, by why", "category", refused)
 _connections = Gauge("relayd_connections", "Open SMTP connections", ["direction"], registry=REGISTRY)
 inbound_connections = _connections.labels("inbound")
 outbound_connections = _connections.labels("outbound")

@@ -34,4 +34,6 @@ def _innermost(address: Address) -> Address:
 
 
 def _is_public(address: Address) -> bool:
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+    # RFC 3879: site-local addresses are no longer special, but networks that had them have private hosts there.
+    local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return address.is_global and not (local or address.is_multicast or address.is_reserved or address.is_unspecified)

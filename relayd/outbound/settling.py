@@ -16,7 +16,7 @@ from relayd.config import schema
 from relayd.message import dsn
 from relayd.message.outcome import Outcome, Verdict
 from relayd.message.site import USUAL, Terms
-from relayd.outbound import bounce
+from relayd.outbound import bounce, patterns
 from relayd.scheduler.backoff import Backoff
 from relayd.scheduler.entry import Entry
 from relayd.smtp import reply
@@ -142,6 +142,7 @@ class Settling:
             state = result.state.value
             _COUNTERS[state].inc()
             failed += result.state in _LOST
+            category = "" if result.state is DELIVERED else _refused(result.reply)
             if result.state is not DEFERRED:
                 metrics.delivery_seconds.observe(age)
             log.attempted(
@@ -151,6 +152,7 @@ class Settling:
                 state=state,
                 attempts=result.attempts,
                 delay=age,
+                category=category,
             )
         if failed:
             self._told(settled, envelope.sender, failed)
@@ -173,3 +175,10 @@ def _postponed(results: tuple[Result, ...], now: float, due: float) -> tuple[Res
         else Result(result.recipient, DEFERRED, result.attempts, now, due, result.reply, result.host)
         for result in results
     )
+
+
+def _refused(answer: reply.Reply) -> str:
+    """Count why, and say it."""
+    category = patterns.category(None, answer).value
+    metrics.refused[category].inc()
+    return category

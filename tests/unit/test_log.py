@@ -45,6 +45,14 @@ def test_a_message_can_be_followed_by_its_id(file: Path) -> None:
     assert all("time" in line and "level" in line for line in (first, second))
 
 
+def test_why_stands_where_something_was_refused_and_nowhere_else(file: Path) -> None:
+    log.attempted(ENVELOPE, "c@d", OUTCOME, state="failed", attempts=1, delay=0.5, category="no_mailbox")
+    log.attempted(ENVELOPE, "c@d", OUTCOME, state="delivered", attempts=1, delay=0.5)
+    refused, delivered = lines(file)
+    assert refused["category"] == "no_mailbox"
+    assert "category" not in delivered
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_hostile_text_stays_on_its_line(file: Path, text: str) -> None:

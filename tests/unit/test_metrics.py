@@ -19,6 +19,8 @@ def test_every_promised_metric_exists_before_anything_happened() -> None:
         'relayd_deliveries_total{result="delivered"}',
         'relayd_deliveries_total{result="deferred"}',
         'relayd_deliveries_total{result="failed"}',
+        'relayd_refusals_total{category="connection_limit"}',
+        'relayd_refusals_total{category="other"}',
         'relayd_queue_messages{state="active"}',
         'relayd_queue_messages{state="ready"}',
         'relayd_queue_messages{state="deferred"}',
