@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SecretStr,
     model_serializer,
     model_validator,
 )
@@ -177,6 +178,28 @@ def _file(value: Path) -> Path:
 FilePath = Annotated[Path, AfterValidator(_file)]
 
 
+def _printable(value: str) -> str:
+    # NUL and SOH separate the parts of PLAIN (RFC 4616 §2) and XOAUTH2.
+    if not value.isprintable():
+        raise ValueError("control characters are not allowed")
+    return value
+
+
+def _password(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value() or "\0" in value.get_secret_value():
+        raise ValueError("expected a password without NUL, not empty")
+    return value
+
+
+def _argument(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("no argument holds a NUL")
+    return value
+
+
+Argument = Annotated[str, AfterValidator(_argument)]
+
+
 class Section(BaseModel):
     """A table of the file. Unknown keys are errors: a misspelt option must not be silently without effect."""
 
@@ -311,6 +334,25 @@ class Delivery(Section):
     """Age at which mail that could not be delivered is returned."""
     connections_per_site: int = Field(default=20, ge=1)
     """Connections at once to one destination site."""
+
+
+class Credentials(Section):
+    """Who the relay is at the next hops of a route, and one proof of it: a password, or a token for XOAUTH2."""
+
+    username: Annotated[str, AfterValidator(_printable)] = Field(min_length=1)
+    """Name to authenticate as (RFC 4954)."""
+    password: Annotated[SecretStr, AfterValidator(_password)] | None = Field(default=None, examples=["********"])
+    """The password itself."""
+    password_file: FilePath | None = Field(default=None, examples=["smarthost.password"])
+    """File whose first line is the password; read for each connection that authenticates. Relative to this file."""
+    token_file: FilePath | None = Field(default=None, examples=["smarthost.token"])
+    """File whose first line is an OAuth 2.0 access token (RFC 6749), kept fresh by another program. Relative to this
+    file."""
+    token_command: tuple[Argument, ...] = Field(default=(), examples=[["/usr/local/bin/access-token", "--smtp"]])
+    """Program, with its arguments, whose first line of output is an access token. Started without a shell."""
+    mechanism: Literal["plain", "login", "xoauth2"] | None = Field(default=None, examples=["plain"])
+    """The one SASL mechanism to use. Default: xoauth2 with a token; with a password plain, or login where plain is
+    not offered."""
 
 
 class Route(Section):
