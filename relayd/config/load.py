@@ -21,7 +21,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from relayd import tls
-from relayd.config.schema import STANDARD_OUTPUT, ListenerKind, Section, Settings, section_of
+from relayd.config.schema import ListenerKind, Section, Settings, section_of
+from relayd.config.values import STANDARD_OUTPUT
 
 PREFIX = "RELAYD_"
 """Of environment variables; `__` stands between levels. Lists and tables go whole, as JSON."""

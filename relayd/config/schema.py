@@ -5,199 +5,31 @@ Owns meaning and validation of values; knows nothing of files (see `load`). Room
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import typing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from relayd.config.values import (
+    STANDARD_OUTPUT,
+    Argument,
+    DomainPattern,
+    Duration,
+    Endpoint,
+    FilePath,
+    Hostname,
+    Mailbox,
+    Nameserver,
+    Network,
+    Password,
+    Printable,
+    Size,
+)
 from relayd.message.queue_id import MAX_SHARDS
-from relayd.smtp import address
-
-STANDARD_OUTPUT = Path("-")
-"""The log's file when it is none."""
-
-_SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
-_SIZE_UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
-
-
-def _size(value: object) -> object:
-    """Octets from "50MB" (units of 1024) or a number."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('expected a size such as "512KB", "50MB" or "1GB"')
-    return int(match[1]) * _SIZE_UNITS[(match[2] or "B").upper()]
-
-
-def _duration(value: object) -> object:
-    """Seconds from "90s", "2m", "4h", "5d" or a number."""
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('expected a duration such as "30s", "2m", "4h" or "5d"')
-    return float(match[1]) * _DURATION_UNITS[match[2]]
-
-
-def _largest_unit(value: float, units: dict[str, int] | dict[str, float]) -> str:
-    """The value in the largest unit that needs no fraction."""
-    name, unit = next((n, u) for n, u in reversed(units.items()) if (u <= value and value % u == 0) or u <= 1)
-    return f"{value / unit:.15g}{name}"
-
-
-def size_text(octets: int) -> str:
-    """Octets as the file writes them: "50MB"."""
-    return _largest_unit(octets, _SIZE_UNITS)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as the file writes them: "2m"."""
-    return _largest_unit(seconds, _DURATION_UNITS)
-
-
-def _host(value: str) -> str:
-    """What the system's resolver takes; it raises no OSError for the rest."""
-    try:
-        value.encode("idna")
-    except UnicodeError:
-        raise ValueError("expected an address or a host name") from None
-    if not value.isprintable() or " " in value:
-        raise ValueError("expected an address or a host name")
-    return value
-
-
-class Endpoint(BaseModel):
-    """A host and a port: "127.0.0.1:2525", "[::1]:2525", "mail.example.net:587"."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: Annotated[str, AfterValidator(_host)] = Field(min_length=1)
-    port: int = Field(ge=0, le=65535)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        host, colon, port = value.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit():
-            raise ValueError('expected "host:port"')
-        if int(port) > 65535:
-            raise ValueError("the port is above 65535")
-        if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host:
-            raise ValueError('an IPv6 address stands in brackets: "[::1]:25"')
-        return {"host": host, "port": int(port)}
-
-    @model_serializer
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _hostname(value: str) -> str:
-    if not _HOSTNAME.fullmatch(value):
-        raise ValueError("expected a host name of letters, digits, hyphens and dots")
-    return value
-
-
-def _mailbox(value: str) -> str:
-    if not value.isascii():
-        raise ValueError("expected an ASCII address")
-    return address.parse(value)
-
-
-def _network(value: object) -> object:
-    """One reason instead of one for each IP version."""
-    if isinstance(value, int):
-        raise ValueError('expected a network such as "192.0.2.0/24"')
-    return ipaddress.ip_network(value) if isinstance(value, str) else value
-
-
-def _nameserver(value: str) -> str:
-    """An address with or without a port, as aiodns takes it."""
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        ipaddress.ip_address(Endpoint.model_validate(value).host)
-    return value
-
-
-def _domain_pattern(value: str) -> str:
-    """The pattern as routing compares it: A-labels, lower case."""
-    if value == "*":
-        return value
-    prefix = "*." if value.startswith("*.") else ""
-    try:
-        return prefix + address.route_key(address.parse("postmaster@" + value.removeprefix(prefix)))
-    except address.AddressError:
-        raise ValueError('expected "example.net", "*.example.net" or "*"') from None
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0), PlainSerializer(size_text, when_used="json")]
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    Field(gt=0, allow_inf_nan=False),
-    PlainSerializer(duration_text, when_used="json"),
-]
-Hostname = Annotated[str, AfterValidator(_hostname)]
-Mailbox = Annotated[str, AfterValidator(_mailbox)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
-Nameserver = Annotated[str, AfterValidator(_nameserver)]
-DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
-
-
-def _file(value: Path) -> Path:
-    if "\0" in str(value):
-        raise ValueError("no path holds a NUL")
-    return value
-
-
-FilePath = Annotated[Path, AfterValidator(_file)]
-
-
-def _printable(value: str) -> str:
-    # NUL and SOH separate the parts of PLAIN (RFC 4616 §2) and XOAUTH2.
-    if not value.isprintable():
-        raise ValueError("control characters are not allowed")
-    return value
-
-
-def _password(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value() or "\0" in value.get_secret_value():
-        raise ValueError("expected a password without NUL, not empty")
-    return value
-
-
-def _argument(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("no argument holds a NUL")
-    return value
-
-
-Argument = Annotated[str, AfterValidator(_argument)]
 
 
 class Section(BaseModel):
@@ -339,9 +171,9 @@ class Delivery(Section):
 class Credentials(Section):
     """Who the relay is at the next hops of a route, and one proof of it: a password, or a token for XOAUTH2."""
 
-    username: Annotated[str, AfterValidator(_printable)] = Field(min_length=1)
+    username: Printable = Field(min_length=1)
     """Name to authenticate as (RFC 4954)."""
-    password: Annotated[SecretStr, AfterValidator(_password)] | None = Field(default=None, examples=["********"])
+    password: Password | None = Field(default=None, examples=["********"])
     """The password itself."""
     password_file: FilePath | None = Field(default=None, examples=["smarthost.password"])
     """File whose first line is the password; read for each connection that authenticates. Relative to this file."""

@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from relayd.config import schema
-from relayd.config.schema import Delivery, Dns, Endpoint, Limits, Local, Relay, Route, Settings
+from relayd.config import schema, values
+from relayd.config.schema import Delivery, Dns, Limits, Local, Relay, Route, Settings
+from relayd.config.values import Endpoint
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ def test_other_durations_are_refused(text: object) -> None:
 
 @pytest.mark.parametrize("octets", [0, 1, 500, 1023, 1024, 262144, 1 << 30, 3 << 40, 1_000_001])
 def test_a_size_is_written_as_it_can_be_read(octets: int) -> None:
-    assert Limits.model_validate({"memory": schema.size_text(octets)}).memory == octets
+    assert Limits.model_validate({"memory": values.size_text(octets)}).memory == octets
 
 
 @pytest.mark.parametrize("seconds", [0.25, 1, 90, 120, 9600, 14400, 432000])
 def test_a_duration_is_written_as_it_can_be_read(seconds: float) -> None:
-    assert Delivery.model_validate({"max_age": schema.duration_text(seconds)}).max_age == seconds
+    assert Delivery.model_validate({"max_age": values.duration_text(seconds)}).max_age == seconds
 
 
 @pytest.mark.parametrize(
