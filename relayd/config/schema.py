@@ -16,19 +16,27 @@ from pydantic.fields import FieldInfo
 
 from relayd.config.values import (
     STANDARD_OUTPUT,
+    Account,
     Argument,
     DomainPattern,
     Duration,
     Endpoint,
     FilePath,
     Hostname,
+    HostPattern,
     Mailbox,
     Nameserver,
     Network,
+    NextHop,
+    OwnIPv4,
+    OwnIPv6,
     Password,
     Printable,
+    SenderPattern,
     Size,
+    Weight,
 )
+from relayd.message import site
 from relayd.message.queue_id import MAX_SHARDS
 
 
@@ -168,10 +176,99 @@ class Delivery(Section):
     """Connections at once to one destination site."""
 
 
+class SourceAddress(Section):
+    """One address of a source: IPv4, IPv6, or one of each. Hosts are reached by the families it has."""
+
+    ipv4: OwnIPv4 | None = Field(default=None, examples=["192.0.2.25"])
+    """IPv4 address of this machine."""
+    ipv6: OwnIPv6 | None = Field(default=None, examples=["2001:db8::25"])
+    """IPv6 address of this machine."""
+    hostname: Hostname | None = Field(default=None, examples=["out1.example.net"])
+    """Name said in EHLO, which should be what the DNS calls the address. Default: the relay's `hostname`."""
+    weight: Weight = 1
+    """Its share of the source's mail."""
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.ipv4 is None and self.ipv6 is None:
+            raise ValueError("ipv4, ipv6 or both are needed")
+        return self
+
+
+class Source(Section):
+    """Addresses of this machine that mail leaves from.
+
+    The mail of one sender to one domain leaves from the same one each time, as greylisting wants it; adding or removing
+    an address moves no more mail than it must. The source of a message is its account's, else its route's, else its
+    destination's; where there is none, the system takes an address.
+    """
+
+    name: Annotated[Printable, Field(min_length=1)]
+    """What routes and destinations call it."""
+    accounts: tuple[Account, ...] = Field(default=(), examples=[["user:newsletters", "net:10.1.0.0/16"]])
+    """Whose mail leaves from it, wherever it goes: "user:NAME" of those who authenticate, or "net:NETWORK" as it
+    stands in relay.trusted_networks."""
+    addresses: Annotated[tuple[SourceAddress, ...], Field(min_length=1)]
+    """The addresses."""
+
+
+class SiteOptions(Section):
+    """What a destination or a route says of the sites it leads to."""
+
+    connections: int | None = Field(default=None, ge=1, examples=[20])
+    """Connections at once to a site. Default: delivery.connections_per_site."""
+    messages_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False, examples=[10.0])
+    """Messages sent to a site in a second. Default: no limit."""
+    messages_per_connection: int = Field(default=site.USUAL.messages_per_connection, ge=1)
+    """Messages after which a connection is closed."""
+    tls: site.Tls | None = Field(default=None, examples=["opportunistic"])
+    """none: never. opportunistic: where it is offered, whatever the certificate. encrypt: always, whatever the
+    certificate. verify: always, with a certificate for the host's name. Default: opportunistic; with credentials
+    verify."""
+    retry_schedule: Annotated[tuple[Duration, ...], Field(min_length=1)] | None = Field(
+        default=None, examples=[["2m", "10m", "1h"]]
+    )
+    """Waits between attempts. Default: delivery.retry_schedule."""
+    addresses: site.Family = site.Family.ANY
+    """Which addresses of a host are used: any, ipv4 or ipv6."""
+    eight_bit: Literal["send", "refuse"] = "send"
+    """What becomes of a message with octets above 127 at a host without 8BITMIME: it is sent as it is, or fails."""
+    source: str | None = Field(default=None, examples=["main"])
+    """Name of the source that mail leaves from. Default: whatever address the system takes."""
+
+    @property
+    def tls_policy(self) -> site.Tls:
+        """As said, else the default."""
+        return self.tls or site.Tls.OPPORTUNISTIC
+
+
+class Destination(SiteOptions):
+    """How mail is delivered that goes by MX; mail that a route takes has the route's options.
+
+    The first destination that matches counts. Each limit is counted for each site: all domains with the same mail hosts
+    at the same preferences, on the same terms (this destination's) and from the same source address; nothing is counted
+    for the destination as a whole.
+    """
+
+    domains: tuple[DomainPattern, ...] = Field(default=(), examples=[["example.com", "*.example.com"]])
+    """Domains of recipients: "example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
+    hosts: tuple[HostPattern, ...] = Field(default=(), examples=[["*.protection.outlook.com"]])
+    """Mail hosts: "mx.example.net" (exact) or "*.example.net" (names below it). Matches a domain when each of its
+    hosts of the best preference matches one of these. Where `domains` are given as well, either is enough. As the hosts
+    are known only when a source has been chosen, a destination with `source` has no `hosts`, and stands before those
+    that have."""
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not self.domains and not self.hosts:
+            raise ValueError("domains, hosts or both are needed")
+        return self
+
+
 class Credentials(Section):
     """Who the relay is at the next hops of a route, and one proof of it: a password, or a token for XOAUTH2."""
 
-    username: Printable = Field(min_length=1)
+    username: Annotated[Printable, Field(min_length=1)]
     """Name to authenticate as (RFC 4954)."""
     password: Password | None = Field(default=None, examples=["********"])
     """The password itself."""
@@ -187,13 +284,34 @@ class Credentials(Section):
     not offered."""
 
 
-class Route(Section):
-    """Next hops for some domains, instead of their MX."""
+class Route(SiteOptions):
+    """Next hops for some mail, instead of its domain's MX.
+
+    A route takes a message when its `domains` match, and its `senders` and `accounts` too where they are given. The
+    first route that does counts, so one with conditions stands before one without. Each limit is counted for the route,
+    all its domains and next hops together; with a source, for each address of that.
+    """
 
     domains: Annotated[tuple[DomainPattern, ...], Field(min_length=1)]
-    """"example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
-    next_hops: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
-    """Hosts in order of preference; never looked up as MX."""
+    """Domains of recipients: "example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
+    next_hops: Annotated[tuple[NextHop, ...], Field(min_length=1)]
+    """Hosts, never looked up as MX: "host:port" in order of preference, or tables such as
+    {host="mx.example.net", port=587, weight=2, preference=0, implicit_tls=false}. `preference` is by default the
+    position in the list, counted from 0; the lowest is tried first, and hosts of equal preference share the mail by
+    `weight`. `implicit_tls` (TLS without STARTTLS) is by default what port 465 has."""
+    senders: tuple[SenderPattern, ...] | None = Field(default=None, min_length=1, examples=[["example.net", "<>"]])
+    """Reverse paths: "user@example.net", "example.net" (any mailbox of that domain), "*.example.net" (of its
+    subdomains), "*" (any mailbox) or "<>" (the null sender, of notifications). Upper and lower case are the same.
+    Clients say what they like here: where it matters who sends, ask for `accounts`."""
+    accounts: tuple[Account, ...] | None = Field(default=None, min_length=1, examples=[["user:newsletters"]])
+    """Who handed the message in: "user:NAME" of those who authenticate, or "net:NETWORK" as it stands in
+    relay.trusted_networks."""
+    credentials: Credentials | None = None
+
+    @property
+    def tls_policy(self) -> site.Tls:
+        """As said, else the default: a password goes to nobody who has not shown who he is."""
+        return self.tls or (site.Tls.VERIFY if self.credentials else site.Tls.OPPORTUNISTIC)
 
 
 class Local(Section):
@@ -241,6 +359,8 @@ class Settings(Section):
     dns: Dns = Dns()
     limits: Limits = Limits()
     delivery: Delivery = Delivery()
+    sources: tuple[Source, ...] = ()
+    destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
     local: Local = Local()
     log: Log = Log()

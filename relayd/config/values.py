@@ -28,11 +28,15 @@ from relayd.smtp import address
 STANDARD_OUTPUT = Path("-")
 """The log's file when it is none."""
 
+NULL_SENDER = "<>"
+"""The null reverse path as a pattern (RFC 5321 §4.5.5)."""
+
 _SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 _SIZE_UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_PATTERN = re.compile(r"(?=.{1,255}\Z)(?:\*\.)?(?:[a-z0-9_-]{1,63}\.)*(?![0-9]+\Z)[a-z0-9_-]{1,63}")
 _HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
 
@@ -83,6 +87,19 @@ def _host(value: str) -> str:
     return value
 
 
+def _host_and_port(text: str) -> dict[str, object]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit():
+        raise ValueError('expected "host:port"')
+    if int(port) > 65535:
+        raise ValueError("the port is above 65535")
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    elif ":" in host:
+        raise ValueError('an IPv6 address stands in brackets: "[::1]:25"')
+    return {"host": host, "port": int(port)}
+
+
 class Endpoint(BaseModel):
     """A host and a port: "127.0.0.1:2525", "[::1]:2525", "mail.example.net:587"."""
 
@@ -94,22 +111,51 @@ class Endpoint(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        host, colon, port = value.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit():
-            raise ValueError('expected "host:port"')
-        if int(port) > 65535:
-            raise ValueError("the port is above 65535")
-        if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host:
-            raise ValueError('an IPv6 address stands in brackets: "[::1]:25"')
-        return {"host": host, "port": int(port)}
+        return _host_and_port(value) if isinstance(value, str) else value
 
     @model_serializer
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+MAX_WEIGHT = 1_000_000
+"""Of one of several; what matters is their ratio."""
+
+SUBMISSIONS_PORT = 465
+"""Where TLS begins with the first octet (RFC 8314 §7.3)."""
+
+
+class NextHop(BaseModel):
+    """A host that takes a route's mail: "host:port", or a table for one that is not the next in a list.
+
+    preference: lower ones first, None for its position. weight: its share among hosts of equal preference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[str, AfterValidator(_host)] = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    implicit_tls: bool | None = None
+    weight: int = Field(default=1, ge=1, le=MAX_WEIGHT)
+    preference: int | None = Field(default=None, ge=0, le=65535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return _host_and_port(value) if isinstance(value, str) else value
+
+    @model_serializer
+    def _said(self) -> str | dict[str, object]:
+        said = {name: value for name, value in self if name in self.model_fields_set}
+        return str(self) if said.keys() <= {"host", "port"} else said
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def tls_at_once(self) -> bool:
+        """Whether TLS begins with the first octet: as said, else on the port that is kept for it."""
+        return self.port == SUBMISSIONS_PORT if self.implicit_tls is None else self.implicit_tls
 
 
 def _hostname(value: str) -> str:
@@ -151,6 +197,53 @@ def _domain_pattern(value: str) -> str:
         raise ValueError('expected "example.net", "*.example.net" or "*"') from None
 
 
+def _host_pattern(value: str) -> str:
+    """The pattern as names of mail hosts are compared: lower case, without the root's dot; DNS allows underscores."""
+    pattern = value.lower().removesuffix(".")
+    if not _HOST_PATTERN.fullmatch(pattern):
+        raise ValueError('expected a host name such as "mx.example.net" or "*.example.net"')
+    return pattern
+
+
+def _sender_pattern(value: str) -> str:
+    """The pattern as routing compares it: lower case, A-labels; the null reverse path is "<>"."""
+    if value == NULL_SENDER:
+        return value
+    local, at, _ = value.rpartition("@")
+    if not at:
+        return _domain_pattern(value)
+    try:
+        path = address.parse(value)
+    except address.AddressError:
+        raise ValueError('expected "user@example.net", "example.net", "*.example.net", "*" or "<>"') from None
+    return f"{local}@{address.route_key(path)}".lower()
+
+
+def _account(value: str) -> str:
+    """The account as envelopes name it."""
+    kind, _, name = value.partition(":")
+    if kind == "user" and name.isprintable() and name.strip():
+        return value
+    if kind == "net" and name:
+        return f"net:{ipaddress.ip_network(name)}"
+    raise ValueError('expected "user:NAME" or "net:192.0.2.0/24"')
+
+
+def _own_ipv4(value: str) -> str:
+    return _own(ipaddress.IPv4Address(value))
+
+
+def _own_ipv6(value: str) -> str:
+    return _own(ipaddress.IPv6Address(value))
+
+
+def _own(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    text = str(ip)
+    if ip.is_unspecified or ip.is_multicast or "%" in text or text.startswith("::ffff:"):
+        raise ValueError("expected an address that a network interface can have")
+    return text
+
+
 def _file(value: Path) -> Path:
     if "\0" in str(value):
         raise ValueError("no path holds a NUL")
@@ -188,6 +281,12 @@ Mailbox = Annotated[str, AfterValidator(_mailbox)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+SenderPattern = Annotated[str, AfterValidator(_sender_pattern)]
+Account = Annotated[str, AfterValidator(_account)]
+OwnIPv4 = Annotated[str, AfterValidator(_own_ipv4)]
+OwnIPv6 = Annotated[str, AfterValidator(_own_ipv6)]
+Weight = Annotated[int, Field(ge=1, le=MAX_WEIGHT)]
 FilePath = Annotated[Path, AfterValidator(_file)]
 Printable = Annotated[str, AfterValidator(_printable)]
 Password = Annotated[SecretStr, AfterValidator(_password)]

@@ -54,6 +54,23 @@ def test_what_is_commented_out_is_right_too() -> None:
     Settings.model_validate(tomllib.loads("\n".join(shown)))
 
 
+def test_tables_of_every_depth_are_read_back() -> None:
+    """Passwords apart: those are never written."""
+    credentials = {"username": "ada", "token_command": ["token", "--for", 'a "quoted" one']}
+    hops = ["a:25", {"host": "b", "port": 26, "weight": 3, "implicit_tls": True}]
+    sections = {
+        "sources": [{"name": n, "addresses": [{"ipv4": "192.0.2.1"}, {"ipv6": "::2", "weight": 2}]} for n in "ab"],
+        "destinations": [{"hosts": ["mx.example"], "retry_schedule": ["1s", "2m"], "tls": "encrypt"}],
+        "routes": [
+            {"domains": ["*"], "next_hops": hops, "credentials": credentials},
+            {"domains": ["*"], "next_hops": hops, "senders": ["<>"]},
+            {"domains": ["*"], "next_hops": hops, "credentials": credentials},
+        ],
+    }
+    settings = Settings.model_validate({"hostname": "a.example", **sections})
+    assert Settings.model_validate(tomllib.loads(example.render(settings))) == settings
+
+
 def test_every_option_has_a_text() -> None:
     def check(section: type[Section]) -> None:
         assert section.__doc__
