@@ -51,8 +51,8 @@ def of_destinations(settings: Settings) -> Iterator[Contradiction]:
         if destination.hosts:
             earlier = earlier or key
         if destination.source is not None and earlier:
-            why = "cannot have hosts" if earlier == key else f"has to stand before {earlier}, which has hosts"
-            yield Contradiction(f"{key}.source", destination.source, f"a destination with a source {why}")
+            why = f"needs a place before {earlier}, which has hosts, and none itself: they are known too late"
+            yield Contradiction(f"{key}.source", destination.source, why)
 
 
 def of_routes(settings: Settings) -> Iterator[Contradiction]:

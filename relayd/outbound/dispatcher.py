@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from random import Random
 
 from relayd import clock, log, metrics
 from relayd.config import schema
 from relayd.message import dsn
+from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Site
 from relayd.outbound.addresses import Permitted
@@ -29,7 +30,7 @@ from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
-from relayd.smtp.address import route_key
+from relayd.smtp.address import NULL, route_key
 from relayd.spool.bodies import Reading
 from relayd.spool.bodyfile import BodyError
 from relayd.spool.queue import Queue
@@ -54,6 +55,9 @@ MAX_RESTING = 100
 BUG_PAUSE = 60.0
 """Seconds until an entry is tried again whose outcomes could not be turned into a record."""
 
+_ANYBODY = Envelope("", NULL, (), "", 0.0, 0)
+"""Mail is queued by domain yet, so what a route or a source asks of the sender is not looked at."""
+
 _INTERNAL_ERROR = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
 
 
@@ -70,7 +74,7 @@ class Dispatcher:
         *,
         hostname: str,
         settings: schema.Delivery,
-        routes: Sequence[schema.Route],
+        router: Router,
         queue: Queue,
         scheduler: Scheduler,
         resolver: Resolver,
@@ -80,7 +84,7 @@ class Dispatcher:
     ) -> None:
         self._queue = queue
         self._scheduler = scheduler
-        self._router = Router(routes, resolver, settings.port)
+        self._router = router
         self._pool = Pool()
         self._connector = Connector(hostname, tls_context, timeouts)
         permitted = Permitted(settings.private_next_hops)
@@ -169,7 +173,7 @@ class Dispatcher:
 
     def _route(self, now: float) -> None:
         for domain in self._scheduler.unrouted(now):
-            if (site := self._router.known(domain)) is not None:
+            if (site := self._router.known(self._router.way(_ANYBODY, domain))) is not None:
                 self._scheduler.bind(domain, site, now + ROUTE_SECONDS)
             else:
                 self._unresolved.append(domain)
@@ -178,7 +182,7 @@ class Dispatcher:
 
     async def _resolve(self, domain: str) -> None:
         try:
-            found = await self._router.route(domain)
+            found = await self._router.route(self._router.way(_ANYBODY, domain))
         except Exception:  # noqa: BLE001  # one domain's trouble must not end the others' mail
             log.bug("routing", domain=domain)
             metrics.bugs.inc()

@@ -138,6 +138,14 @@ def test_all_of_them_are_told_at_once_and_no_secret_is(tmp_path: Path) -> None:
     assert all(problem.reason for problem in caught.value.problems)
 
 
+def test_names_of_users_are_no_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "relayd.toml"
+    text = '[[sources]]\nname = "%s"\naccounts = ["user:ada@example.net"]\naddresses = [{ipv4 = "192.0.2.1"}]\n'
+    path.write_text('hostname = "a"\n' + text % "one" + text % "other")
+    with pytest.raises(ConfigError, match="user:ada@example.net"):
+        load(path)
+
+
 def test_a_broken_source_is_not_called_missing(tmp_path: Path) -> None:
     path = tmp_path / "relayd.toml"
     path.write_text(

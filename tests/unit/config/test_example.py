@@ -1,12 +1,13 @@
 """The annotated example is the schema's, whole, and loads."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from relayd.cli.certificate import self_signed
-from relayd.config import example
+from relayd.config import contradictions, example
 from relayd.config.load import load
 from relayd.config.schema import Section, Settings, section_of
 
@@ -69,6 +70,14 @@ def test_tables_of_every_depth_are_read_back() -> None:
     }
     settings = Settings.model_validate({"hostname": "a.example", **sections})
     assert Settings.model_validate(tomllib.loads(example.render(settings))) == settings
+
+
+def test_the_examples_of_the_manual_are_right() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/ROUTING.md").read_text(), re.DOTALL)
+    settings = Settings.model_validate(tomllib.loads('hostname = "a.example"\n' + "\n".join(blocks)))
+    assert settings.routes and settings.destinations and settings.sources
+    found = [one.key for _, check in contradictions.CHECKS for one in check(settings)]
+    assert found == ["routes[1].credentials.password_file"], "a file that only the example names"
 
 
 def test_every_option_has_a_text() -> None:
