@@ -56,9 +56,7 @@ class Router:
         """How the message's recipients in `domain` (a route key) go."""
         if self._shared is not None:
             return self._shared(domain)
-        names = _sender_names(envelope.sender)
-        matching = self._routes.matching(domain)
-        route = next((n for n in matching if self._conditions[n].met(names, envelope.account)), -1)
+        route = next((n for n in self._routes.matching(domain) if self._conditions[n].met(envelope)), -1)
         destination = self._destinations.of_domain(domain) if route < 0 else -1
         pool = self._pools.find(envelope.account, route, destination)
         return Way(domain, route, pool.choose(envelope.sender, domain) if pool else _ANY_SOURCE)
@@ -104,7 +102,8 @@ class _Patterns:
 
     def matching(self, name: str) -> Iterator[int]:
         """Positions of the items that match, in order, some of them twice. O(labels) until the first."""
-        return heapq.merge(*(self._positions[pattern] for pattern in _patterns(name) if pattern in self._positions))
+        found = [self._positions[pattern] for pattern in _patterns(name) if pattern in self._positions]
+        return heapq.merge(*found) if len(found) > 1 else iter(found[0] if found else ())
 
 
 class _Conditions(NamedTuple):
@@ -118,11 +117,11 @@ class _Conditions(NamedTuple):
         """Those of the route."""
         return cls(*(None if names is None else frozenset(names) for names in (route.senders, route.accounts)))
 
-    def met(self, sender_names: frozenset[str], account: str) -> bool:
-        """Whether the route is for this sender and this account."""
-        if self.accounts is not None and account not in self.accounts:
+    def met(self, envelope: Envelope) -> bool:
+        """Whether the route is for the message's sender and account."""
+        if self.accounts is not None and envelope.account not in self.accounts:
             return False
-        return self.senders is None or not self.senders.isdisjoint(sender_names)
+        return self.senders is None or not self.senders.isdisjoint(_sender_names(envelope.sender))
 
 
 class _Destinations:
@@ -189,6 +188,7 @@ def _terms(name: str, options: schema.SiteOptions, delivery: schema.Delivery) ->
     )
 
 
+@functools.lru_cache(128)  # several routes ask for the same sender, and the next message may be from it
 def _sender_names(sender: Address) -> frozenset[str]:
     """Every pattern that matches the sender."""
     if not sender:
