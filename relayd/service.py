@@ -24,6 +24,7 @@ from relayd.inbound.listener import Listeners
 from relayd.message.queue_id import MAX_SHARDS
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
+from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
 from relayd.scheduler.scheduler import Scheduler
 from relayd.spool import holding, recovery
@@ -64,7 +65,7 @@ class Service:
         self.dispatcher = Dispatcher(
             hostname=settings.hostname,
             settings=settings.delivery,
-            routes=settings.routes,
+            router=Router(settings, self.resolver),
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,

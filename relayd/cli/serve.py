@@ -16,7 +16,8 @@ import uvloop
 
 from relayd import log, tls
 from relayd.cli import options, output, process
-from relayd.config.schema import STANDARD_OUTPUT, Settings
+from relayd.config.schema import Settings
+from relayd.config.values import STANDARD_OUTPUT
 from relayd.service import Service
 from relayd.spool.store import FormatError, StoreError, StoreLockedError
 

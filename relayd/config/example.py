@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
@@ -29,68 +29,91 @@ _HEADER = """\
 """
 
 
+_EXAMPLE = {
+    "hostname": "relay.example.net",
+    "workers": 2,
+    "spool": {"path": "/var/lib/relayd/spool"},
+    "tls": {"certificate": "cert.pem", "private_key": "key.pem"},
+    "listeners": [
+        {"bind": "0.0.0.0:587", "kind": "submission"},
+        {"bind": "0.0.0.0:465", "kind": "submissions"},
+        {"bind": "127.0.0.1:25", "kind": "relay"},
+    ],
+    "relay": {"trusted_networks": ["127.0.0.0/8", "::1/128"]},
+    "auth": {"users_file": "/var/lib/relayd/users"},
+    "routes": [{"domains": ["example.org"], "next_hops": ["mx1.example.org:25", "mx2.example.org:25"]}],
+    "local": {"postmaster": "ops@example.net"},
+}
+_SAMPLES = {
+    "sources": [{"name": "main", "addresses": [{"ipv4": "192.0.2.25", "ipv6": "2001:db8::25"}]}],
+    "destinations": [{"domains": ["example.com", "*.example.com"], "connections": 10}],
+    "routes": [
+        {
+            "domains": ["*"],
+            "next_hops": ["smarthost.example.net:587"],
+            "credentials": {"username": "relay@example.net", "password_file": "smarthost.password"},
+        }
+    ],
+}
+"""Of tables that the example has not."""
+
+
 def example() -> Settings:
     """What deploy/relayd.toml shows: every kind of listener, mail for one domain to a smarthost, the rest by MX."""
-    return Settings.model_validate(
-        {
-            "hostname": "relay.example.net",
-            "workers": 2,
-            "spool": {"path": "/var/lib/relayd/spool"},
-            "tls": {"certificate": "cert.pem", "private_key": "key.pem"},
-            "listeners": [
-                {"bind": "0.0.0.0:587", "kind": "submission"},
-                {"bind": "0.0.0.0:465", "kind": "submissions"},
-                {"bind": "127.0.0.1:25", "kind": "relay"},
-            ],
-            "relay": {"trusted_networks": ["127.0.0.0/8", "::1/128"]},
-            "auth": {"users_file": "/var/lib/relayd/users"},
-            "routes": [{"domains": ["example.org"], "next_hops": ["mx1.example.org:25", "mx2.example.org:25"]}],
-            "local": {"postmaster": "ops@example.net"},
-        }
-    )
+    return Settings.model_validate(_EXAMPLE)
 
 
 def render(settings: Settings) -> str:
     """The file that says `settings`, with every option and its text."""
-    shown = settings.model_dump(mode="json", exclude_defaults=True)
-    usual = settings.model_dump(mode="json")
-    blocks = [_HEADER, "\n".join(_options(Settings, shown, usual))]
-    for name, field in Settings.model_fields.items():
-        if section := section_of(field):
-            blocks += _tables(name, section, shown.get(name), usual.get(name))
-    return "\n".join(blocks)
+    samples = Settings.model_validate({**_EXAMPLE, **_SAMPLES})
+    options = "\n".join(_options(settings, annotated=True))
+    return "\n".join([_HEADER, options, *_tables_inside("", settings, samples, annotated=True)])
 
 
-def _tables(name: str, section: type[Section], shown: object, usual: object) -> Iterator[str]:
-    """The section's table, or one for each of its items; the first carries the text. What is absent is an example."""
-    if not usual:
-        sample = example().model_dump(mode="json")[name]
-        block = "".join(_tables(name, section, sample, sample))
-        yield textwrap.indent(block.rstrip(), "# ", lambda line: not line.startswith("# ")) + "\n"
-    elif isinstance(usual, Sequence):
-        for number, item in enumerate(usual):
-            yield _table(f"[[{name}]]", section, item, item, annotated=not number)
-    else:
-        assert isinstance(usual, Mapping)
-        yield _table(f"[{name}]", section, shown if isinstance(shown, Mapping) else {}, usual, annotated=True)
+def _tables_inside(prefix: str, section: Section, sample: Section, *, annotated: bool) -> Iterator[str]:
+    """The tables that a section holds, each with its text; one that it has not is a comment, with `sample`'s values."""
+    for name, field in type(section).model_fields.items():
+        if not section_of(field):
+            continue
+        present, samples = getattr(section, name), getattr(sample, name)
+        if present:
+            yield from _tables(prefix + name, present, samples, annotated=annotated)
+        elif annotated:
+            block = "\n".join(_tables(prefix + name, samples, samples, annotated=True))
+            yield textwrap.indent(block.rstrip(), "# ", lambda line: bool(line.strip()) and line[:2] != "# ") + "\n"
 
 
-def _table(
-    title: str, section: type[Section], shown: Mapping[str, object], usual: Mapping[str, object], *, annotated: bool
-) -> str:
-    comment = _comment(section) if annotated else ""
-    return comment + "\n".join([title, *_options(section, shown, usual, annotated=annotated)])
+Sections = Section | Sequence[Section]
 
 
-def _options(
-    section: type[Section], shown: Mapping[str, object], usual: Mapping[str, object], *, annotated: bool = True
-) -> Iterator[str]:
-    for name, field in section.model_fields.items():
+def _tables(title: str, present: Sections, sample: Sections, *, annotated: bool) -> Iterator[str]:
+    """A section's table, or one for each of several, of which the first carries the text; then the tables inside."""
+    if isinstance(present, Section):
+        assert isinstance(sample, Section)
+        yield _table(f"[{title}]", present, annotated=annotated)
+        yield from _tables_inside(f"{title}.", present, sample, annotated=annotated)
+        return
+    assert not isinstance(sample, Section)
+    for number, section in enumerate(present):
+        yield _table(f"[[{title}]]", section, annotated=annotated and not number)
+        yield from _tables_inside(f"{title}.", section, sample[0], annotated=annotated and not number)
+
+
+def _table(title: str, section: Section, *, annotated: bool) -> str:
+    comment = _comment(type(section)) if annotated else ""
+    return comment + "\n".join([title, *_options(section, annotated=annotated)])
+
+
+def _options(section: Section, *, annotated: bool) -> Iterator[str]:
+    shown, usual = section.model_dump(mode="json", exclude_defaults=True), section.model_dump(mode="json")
+    own = type(section).__annotations__
+    # Those of the section itself before those it shares with others.
+    for name, field in sorted(type(section).model_fields.items(), key=lambda option: option[0] not in own):
         if section_of(field):
             continue
         if annotated:
             yield from textwrap.wrap(field.description or "", _WIDTH, initial_indent="# ", subsequent_indent="# ")
-        if name in shown and shown[name] != field.default:
+        if name in shown:
             yield f"{name} = {_toml(shown[name])}"
         elif annotated:
             yield f"# {name} = {_toml(_sample(field, usual[name]))}"
@@ -103,7 +126,7 @@ def _sample(field: FieldInfo, value: object) -> object:
 
 
 def _comment(section: type[Section]) -> str:
-    text = inspect.getdoc(section) or ""
+    text = " ".join((inspect.getdoc(section) or "").split())
     return "\n".join(textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ")) + "\n"
 
 
@@ -113,6 +136,8 @@ def _toml(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
         case list() | tuple():
             return f"[{', '.join(map(_toml, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{name} = {_toml(item)}' for name, item in value.items())}}}"
     return str(value).lower()
 
 

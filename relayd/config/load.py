@@ -21,7 +21,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from relayd import tls
-from relayd.config.schema import STANDARD_OUTPUT, ListenerKind, Section, Settings, section_of
+from relayd.config import contradictions
+from relayd.config.schema import ListenerKind, Section, Settings, section_of
+from relayd.config.values import STANDARD_OUTPUT
 
 PREFIX = "RELAYD_"
 """Of environment variables; `__` stands between levels. Lists and tables go whole, as JSON."""
@@ -29,8 +31,8 @@ PREFIX = "RELAYD_"
 DEFAULT_FILES = (Path("relayd.toml"), Path("/etc/relayd/relayd.toml"))
 """Where the file is looked for when none is named."""
 
-_SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
-_USERINFO = re.compile(r"://[^/@\s]+@")
+_SECRET = re.compile(r"pas+w|pwd|secret|token|credential|api_?key", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^\s\"']+@|(?!user:)\b[^\s\"':/@]+:[^\s\"']+@")
 _MAX_VALUE = 200
 
 Raw = dict[str, object]
@@ -141,8 +143,14 @@ def _absolute(section: S, base: Path) -> S:
         elif isinstance(value, Section):
             changes[name] = _absolute(value, base)
         elif isinstance(value, tuple):
-            changes[name] = tuple(base / one if isinstance(one, Path) else one for one in value)
+            changes[name] = tuple(_absolute_item(one, base) for one in value)
     return section.model_copy(update=changes)
+
+
+def _absolute_item(item: object, base: Path) -> object:
+    if isinstance(item, Path):
+        return base / item
+    return _absolute(item, base) if isinstance(item, Section) else item
 
 
 # --- what the schema found ------------------------------------------------------------------------------------------
@@ -172,9 +180,10 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _shown(key: str, value: object) -> str:
-    if _SECRET.search(key):
+    if _SECRET.search(key) or (isinstance(value, str) and "{" in value and _SECRET.search(value)):
+        # Such a text is JSON of the environment that could not be read.
         return "***"
-    text = _USERINFO.sub("://***@", repr(_masked(value)) if not isinstance(value, str) else f'"{value}"')
+    text = _USERINFO.sub("***@", repr(_masked(value)) if not isinstance(value, str) else f'"{value}"')
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= _MAX_VALUE else text[:_MAX_VALUE] + "…"
 
@@ -216,21 +225,25 @@ def _unknown_variables() -> Iterator[Problem]:
 def _remainder(raw: Raw, details: list[ErrorDetails]) -> tuple[Settings, set[str]]:
     """Settings of what is right, so that contradictions are found in the same run, and the names of what is not.
 
-    A broken listener is stood in for by one that no check objects to, so that the others keep their numbers.
+    A broken item of a list is stood in for by one that no check objects to, so that the others keep their numbers.
     """
     rest = dict(raw)
     broken: set[str] = set()
     for name, *inner in (detail["loc"] for detail in details):
-        items = rest.get("listeners")
-        if name == "listeners" and inner and isinstance(items, list) and isinstance(inner[0], int):
-            rest["listeners"] = [*items[: inner[0]], _STAND_IN, *items[inner[0] + 1 :]]
+        items = rest.get(str(name))
+        if name in _STAND_INS and inner and isinstance(items, list) and isinstance(inner[0], int):
+            rest[str(name)] = [*items[: inner[0]], _STAND_INS[name], *items[inner[0] + 1 :]]
             continue
         broken.add(str(name))
     sound = {name: value for name, value in rest.items() if name not in broken}
     return Settings.model_validate({"hostname": "localhost", **sound}), broken
 
 
-_STAND_IN = {"bind": "localhost:0", "kind": "relay"}
+_STAND_INS: dict[int | str, Raw] = {
+    "listeners": {"bind": "localhost:0", "kind": "relay"},
+    "destinations": {"domains": ["stand-in.invalid"]},
+    "routes": {"domains": ["stand-in.invalid"], "next_hops": ["localhost:25"]},
+}
 
 
 # --- what single options cannot tell --------------------------------------------------------------------------------
@@ -256,7 +269,7 @@ def _check_tls_files(settings: Settings) -> Iterator[Problem]:
         return
     unreadable = False
     for name, path in (("certificate", settings.tls.certificate), ("private_key", settings.tls.private_key)):
-        if reason := _unreadable(path):
+        if reason := contradictions.unreadable(path):
             unreadable = True
             yield _found(f"tls.{name}", path, reason)
     if unreadable:
@@ -266,14 +279,6 @@ def _check_tls_files(settings: Settings) -> Iterator[Problem]:
     except tls.TlsError as error:
         name = "private_key" if error.file == settings.tls.private_key else "certificate"
         yield _found(f"tls.{name}", error.file, error.reason)
-
-
-def _unreadable(path: Path) -> str:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return ""
 
 
 def _check_binds(settings: Settings) -> Iterator[Problem]:
@@ -318,6 +323,14 @@ def _check_user(settings: Settings) -> Iterator[Problem]:
             yield _found("process.user", settings.process.user, "no such user on this system")
 
 
+def _check_outgoing(check: contradictions.Check) -> Callable[[Settings], Iterator[Problem]]:
+    def checked(settings: Settings) -> Iterator[Problem]:
+        for key, value, reason in check(settings):
+            yield Problem("", key, _shown(key, value) if value else "", reason)
+
+    return checked
+
+
 _CHECKS: tuple[tuple[set[str], Callable[[Settings], Iterator[Problem]]], ...] = (
     ({"spool", "workers"}, _check_shards),
     ({"listeners", "tls"}, _check_tls_present),
@@ -326,5 +339,6 @@ _CHECKS: tuple[tuple[set[str], Callable[[Settings], Iterator[Problem]]], ...] = 
     ({"spool"}, _check_spool),
     ({"log"}, _check_log),
     ({"process"}, _check_user),
+    *((sections, _check_outgoing(check)) for sections, check in contradictions.CHECKS),
 )
 """Each with the sections it reads: where one of them is broken already, it has nothing to say."""

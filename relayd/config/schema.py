@@ -5,176 +5,39 @@ Owns meaning and validation of values; knows nothing of files (see `load`). Room
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import typing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from relayd.config.values import (
+    STANDARD_OUTPUT,
+    Account,
+    Argument,
+    DomainPattern,
+    Duration,
+    Endpoint,
+    FilePath,
+    Hostname,
+    HostPattern,
+    Mailbox,
+    Nameserver,
+    Network,
+    NextHop,
+    OwnIPv4,
+    OwnIPv6,
+    Password,
+    Printable,
+    SenderPattern,
+    Size,
+    Weight,
+)
+from relayd.message import site
 from relayd.message.queue_id import MAX_SHARDS
-from relayd.smtp import address
-
-STANDARD_OUTPUT = Path("-")
-"""The log's file when it is none."""
-
-_SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
-_SIZE_UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
-
-
-def _size(value: object) -> object:
-    """Octets from "50MB" (units of 1024) or a number."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('expected a size such as "512KB", "50MB" or "1GB"')
-    return int(match[1]) * _SIZE_UNITS[(match[2] or "B").upper()]
-
-
-def _duration(value: object) -> object:
-    """Seconds from "90s", "2m", "4h", "5d" or a number."""
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('expected a duration such as "30s", "2m", "4h" or "5d"')
-    return float(match[1]) * _DURATION_UNITS[match[2]]
-
-
-def _largest_unit(value: float, units: dict[str, int] | dict[str, float]) -> str:
-    """The value in the largest unit that needs no fraction."""
-    name, unit = next((n, u) for n, u in reversed(units.items()) if (u <= value and value % u == 0) or u <= 1)
-    return f"{value / unit:.15g}{name}"
-
-
-def size_text(octets: int) -> str:
-    """Octets as the file writes them: "50MB"."""
-    return _largest_unit(octets, _SIZE_UNITS)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as the file writes them: "2m"."""
-    return _largest_unit(seconds, _DURATION_UNITS)
-
-
-def _host(value: str) -> str:
-    """What the system's resolver takes; it raises no OSError for the rest."""
-    try:
-        value.encode("idna")
-    except UnicodeError:
-        raise ValueError("expected an address or a host name") from None
-    if not value.isprintable() or " " in value:
-        raise ValueError("expected an address or a host name")
-    return value
-
-
-class Endpoint(BaseModel):
-    """A host and a port: "127.0.0.1:2525", "[::1]:2525", "mail.example.net:587"."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: Annotated[str, AfterValidator(_host)] = Field(min_length=1)
-    port: int = Field(ge=0, le=65535)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        host, colon, port = value.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit():
-            raise ValueError('expected "host:port"')
-        if int(port) > 65535:
-            raise ValueError("the port is above 65535")
-        if host.startswith("[") and host.endswith("]"):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-        elif ":" in host:
-            raise ValueError('an IPv6 address stands in brackets: "[::1]:25"')
-        return {"host": host, "port": int(port)}
-
-    @model_serializer
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _hostname(value: str) -> str:
-    if not _HOSTNAME.fullmatch(value):
-        raise ValueError("expected a host name of letters, digits, hyphens and dots")
-    return value
-
-
-def _mailbox(value: str) -> str:
-    if not value.isascii():
-        raise ValueError("expected an ASCII address")
-    return address.parse(value)
-
-
-def _network(value: object) -> object:
-    """One reason instead of one for each IP version."""
-    if isinstance(value, int):
-        raise ValueError('expected a network such as "192.0.2.0/24"')
-    return ipaddress.ip_network(value) if isinstance(value, str) else value
-
-
-def _nameserver(value: str) -> str:
-    """An address with or without a port, as aiodns takes it."""
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        ipaddress.ip_address(Endpoint.model_validate(value).host)
-    return value
-
-
-def _domain_pattern(value: str) -> str:
-    """The pattern as routing compares it: A-labels, lower case."""
-    if value == "*":
-        return value
-    prefix = "*." if value.startswith("*.") else ""
-    try:
-        return prefix + address.route_key(address.parse("postmaster@" + value.removeprefix(prefix)))
-    except address.AddressError:
-        raise ValueError('expected "example.net", "*.example.net" or "*"') from None
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0), PlainSerializer(size_text, when_used="json")]
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    Field(gt=0, allow_inf_nan=False),
-    PlainSerializer(duration_text, when_used="json"),
-]
-Hostname = Annotated[str, AfterValidator(_hostname)]
-Mailbox = Annotated[str, AfterValidator(_mailbox)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
-Nameserver = Annotated[str, AfterValidator(_nameserver)]
-DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
-
-
-def _file(value: Path) -> Path:
-    if "\0" in str(value):
-        raise ValueError("no path holds a NUL")
-    return value
-
-
-FilePath = Annotated[Path, AfterValidator(_file)]
 
 
 class Section(BaseModel):
@@ -313,13 +176,142 @@ class Delivery(Section):
     """Connections at once to one destination site."""
 
 
-class Route(Section):
-    """Next hops for some domains, instead of their MX."""
+class SourceAddress(Section):
+    """One address of a source: IPv4, IPv6, or one of each. Hosts are reached by the families it has."""
+
+    ipv4: OwnIPv4 | None = Field(default=None, examples=["192.0.2.25"])
+    """IPv4 address of this machine."""
+    ipv6: OwnIPv6 | None = Field(default=None, examples=["2001:db8::25"])
+    """IPv6 address of this machine."""
+    hostname: Hostname | None = Field(default=None, examples=["out1.example.net"])
+    """Name said in EHLO, which should be what the DNS calls the address. Default: the relay's `hostname`."""
+    weight: Weight = 1
+    """Its share of the source's mail."""
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.ipv4 is None and self.ipv6 is None:
+            raise ValueError("ipv4, ipv6 or both are needed")
+        return self
+
+
+class Source(Section):
+    """Addresses of this machine that mail leaves from.
+
+    The mail of one sender to one domain leaves from the same one each time, as greylisting wants it; adding or removing
+    an address moves no more mail than it must. The source of a message is its account's, else its route's, else its
+    destination's; where there is none, the system takes an address.
+    """
+
+    name: Annotated[Printable, Field(min_length=1)]
+    """What routes and destinations call it."""
+    accounts: tuple[Account, ...] = Field(default=(), examples=[["user:newsletters", "net:10.1.0.0/16"]])
+    """Whose mail leaves from it, wherever it goes: "user:NAME" of those who authenticate, or "net:NETWORK" as it
+    stands in relay.trusted_networks."""
+    addresses: Annotated[tuple[SourceAddress, ...], Field(min_length=1)]
+    """The addresses."""
+
+
+class SiteOptions(Section):
+    """What a destination or a route says of the sites it leads to."""
+
+    connections: int | None = Field(default=None, ge=1, examples=[20])
+    """Connections at once to a site. Default: delivery.connections_per_site."""
+    messages_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False, examples=[10.0])
+    """Messages sent to a site in a second. Default: no limit."""
+    messages_per_connection: int = Field(default=site.USUAL.messages_per_connection, ge=1)
+    """Messages after which a connection is closed."""
+    tls: site.Tls | None = Field(default=None, examples=["opportunistic"])
+    """none: never. opportunistic: where it is offered, whatever the certificate. encrypt: always, whatever the
+    certificate. verify: always, with a certificate for the host's name. Default: opportunistic; with credentials
+    verify."""
+    retry_schedule: Annotated[tuple[Duration, ...], Field(min_length=1)] | None = Field(
+        default=None, examples=[["2m", "10m", "1h"]]
+    )
+    """Waits between attempts. Default: delivery.retry_schedule."""
+    addresses: site.Family = site.Family.ANY
+    """Which addresses of a host are used: any, ipv4 or ipv6."""
+    eight_bit: Literal["send", "refuse"] = "send"
+    """What becomes of a message with octets above 127 at a host without 8BITMIME: it is sent as it is, or fails."""
+    source: str | None = Field(default=None, examples=["main"])
+    """Name of the source that mail leaves from. Default: whatever address the system takes."""
+
+    @property
+    def tls_policy(self) -> site.Tls:
+        """As said, else the default."""
+        return self.tls or site.Tls.OPPORTUNISTIC
+
+
+class Destination(SiteOptions):
+    """How mail is delivered that goes by MX; mail that a route takes has the route's options.
+
+    The first destination that matches counts. Each limit is counted for each site: all domains with the same mail hosts
+    at the same preferences, on the same terms (this destination's) and from the same source address; nothing is counted
+    for the destination as a whole.
+    """
+
+    domains: tuple[DomainPattern, ...] = Field(default=(), examples=[["example.com", "*.example.com"]])
+    """Domains of recipients: "example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
+    hosts: tuple[HostPattern, ...] = Field(default=(), examples=[["*.protection.outlook.com"]])
+    """Mail hosts: "mx.example.net" (exact) or "*.example.net" (names below it). Matches a domain when each of its
+    hosts of the best preference matches one of these. Where `domains` are given as well, either is enough. As the hosts
+    are known only when a source has been chosen, a destination with `source` has no `hosts`, and stands before those
+    that have."""
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not self.domains and not self.hosts:
+            raise ValueError("domains, hosts or both are needed")
+        return self
+
+
+class Credentials(Section):
+    """Who the relay is at the next hops of a route, and one proof of it: a password, or a token for XOAUTH2."""
+
+    username: Annotated[Printable, Field(min_length=1)]
+    """Name to authenticate as (RFC 4954)."""
+    password: Password | None = Field(default=None, examples=["********"])
+    """The password itself."""
+    password_file: FilePath | None = Field(default=None, examples=["smarthost.password"])
+    """File whose first line is the password; read for each connection that authenticates. Relative to this file."""
+    token_file: FilePath | None = Field(default=None, examples=["smarthost.token"])
+    """File whose first line is an OAuth 2.0 access token (RFC 6749), kept fresh by another program. Relative to this
+    file."""
+    token_command: tuple[Argument, ...] = Field(default=(), examples=[["/usr/local/bin/access-token", "--smtp"]])
+    """Program, with its arguments, whose first line of output is an access token. Started without a shell."""
+    mechanism: Literal["plain", "login", "xoauth2"] | None = Field(default=None, examples=["plain"])
+    """The one SASL mechanism to use. Default: xoauth2 with a token; with a password plain, or login where plain is
+    not offered."""
+
+
+class Route(SiteOptions):
+    """Next hops for some mail, instead of its domain's MX.
+
+    A route takes a message when its `domains` match, and its `senders` and `accounts` too where they are given. The
+    first route that does counts, so one with conditions stands before one without. Each limit is counted for the route,
+    all its domains and next hops together; with a source, for each address of that.
+    """
 
     domains: Annotated[tuple[DomainPattern, ...], Field(min_length=1)]
-    """"example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
-    next_hops: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
-    """Hosts in order of preference; never looked up as MX."""
+    """Domains of recipients: "example.net" (exact), "*.example.net" (its subdomains) or "*" (all)."""
+    next_hops: Annotated[tuple[NextHop, ...], Field(min_length=1)]
+    """Hosts, never looked up as MX: "host:port" in order of preference, or tables such as
+    {host="mx.example.net", port=587, weight=2, preference=0, implicit_tls=false}. `preference` is by default the
+    position in the list, counted from 0; the lowest is tried first, and hosts of equal preference share the mail by
+    `weight`. `implicit_tls` (TLS without STARTTLS) is by default what port 465 has."""
+    senders: tuple[SenderPattern, ...] | None = Field(default=None, min_length=1, examples=[["example.net", "<>"]])
+    """Reverse paths: "user@example.net", "example.net" (any mailbox of that domain), "*.example.net" (of its
+    subdomains), "*" (any mailbox) or "<>" (the null sender, of notifications). Upper and lower case are the same.
+    Clients say what they like here: where it matters who sends, ask for `accounts`."""
+    accounts: tuple[Account, ...] | None = Field(default=None, min_length=1, examples=[["user:newsletters"]])
+    """Who handed the message in: "user:NAME" of those who authenticate, or "net:NETWORK" as it stands in
+    relay.trusted_networks."""
+    credentials: Credentials | None = None
+
+    @property
+    def tls_policy(self) -> site.Tls:
+        """As said, else the default: a password goes to nobody who has not shown who he is."""
+        return self.tls or (site.Tls.VERIFY if self.credentials else site.Tls.OPPORTUNISTIC)
 
 
 class Local(Section):
@@ -367,6 +359,8 @@ class Settings(Section):
     dns: Dns = Dns()
     limits: Limits = Limits()
     delivery: Delivery = Delivery()
+    sources: tuple[Source, ...] = ()
+    destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
     local: Local = Local()
     log: Log = Log()

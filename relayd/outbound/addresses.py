@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
-from relayd.config.schema import Network
+from relayd.config.values import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -74,7 +74,7 @@ class Dispatcher:
         *,
         hostname: str,
         settings: schema.Delivery,
-        routes: Sequence[schema.Route],
+        router: Router,
         queue: Queue,
         scheduler: Scheduler,
         resolver: Resolver,
@@ -84,7 +84,7 @@ class Dispatcher:
     ) -> None:
         self._queue = queue
         self._scheduler = scheduler
-        self._router = Router(routes, resolver, settings.port)
+        self._router = router
         self._pool = Pool()
         self._connector = Connector(hostname, tls_context, timeouts)
         permitted = Permitted(settings.private_next_hops)
@@ -118,7 +118,8 @@ class Dispatcher:
         now = clock.monotonic()
         for (domain, attempts, at, stalled), recipients in _groups(message).items():
             due = 0.0 if stalled and domain in woken else _monotonic(at, now)
-            entry = Entry(message.envelope, Way(domain), tuple(recipients), attempts, due, stalled)
+            way = self._router.way(message.envelope, domain)
+            entry = Entry(message.envelope, way, tuple(recipients), attempts, due, stalled)
             self._scheduler.add(entry, now, held=message.held)
 
     def reschedule(self, message: Message) -> None:
@@ -180,7 +181,7 @@ class Dispatcher:
 
     def _route(self, now: float) -> None:
         for way in self._scheduler.unrouted():
-            if (site := self._router.known(way.domain)) is not None:
+            if (site := self._router.known(way)) is not None:
                 self._scheduler.bind(way, site, now + ROUTE_SECONDS, now)
             else:
                 self._unresolved.append(way)
@@ -198,7 +199,7 @@ class Dispatcher:
 
     async def _resolve(self, way: Way) -> None:
         try:
-            found = await self._router.route(way.domain)
+            found = await self._router.route(way)
         except Exception:  # noqa: BLE001  # one domain's trouble must not end the others' mail
             log.bug("routing", domain=way.domain)
             metrics.bugs.inc()

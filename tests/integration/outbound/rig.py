@@ -19,6 +19,7 @@ from relayd.outbound.delivery import Delivery
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
 from relayd.outbound.pool import Pool
+from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.scheduler import Scheduler
@@ -99,13 +100,18 @@ class Relay:
         self.scheduler = Scheduler()
         self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26))
         self.resolver = Resolver([nameserver], "relay.example")
-        self.dispatcher = Dispatcher(
+        configured = schema.Settings(
             hostname="relay.example",
-            settings=schema.Delivery(connections_per_site=connections, **settings),
+            delivery=schema.Delivery(connections_per_site=connections, **settings),
             routes=[
                 schema.Route(domains=(domain,), next_hops=tuple(f"127.0.0.1:{peer.port}" for peer in peers))
                 for domain, peers in (routes or {}).items()
             ],
+        )
+        self.dispatcher = Dispatcher(
+            hostname="relay.example",
+            settings=configured.delivery,
+            router=Router(configured, self.resolver),
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,

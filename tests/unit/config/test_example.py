@@ -1,12 +1,13 @@
 """The annotated example is the schema's, whole, and loads."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from relayd.cli.certificate import self_signed
-from relayd.config import example
+from relayd.config import contradictions, example
 from relayd.config.load import load
 from relayd.config.schema import Section, Settings, section_of
 
@@ -52,6 +53,31 @@ def test_what_is_commented_out_is_right_too() -> None:
     lines = example.render(Settings(hostname="a.example")).splitlines()
     shown = [line.removeprefix("# ") for line in lines if line.startswith(("# [", "[")) or " = " in line]
     Settings.model_validate(tomllib.loads("\n".join(shown)))
+
+
+def test_tables_of_every_depth_are_read_back() -> None:
+    """Passwords apart: those are never written."""
+    credentials = {"username": "ada", "token_command": ["token", "--for", 'a "quoted" one']}
+    hops = ["a:25", {"host": "b", "port": 26, "weight": 3, "implicit_tls": True}]
+    sections = {
+        "sources": [{"name": n, "addresses": [{"ipv4": "192.0.2.1"}, {"ipv6": "::2", "weight": 2}]} for n in "ab"],
+        "destinations": [{"hosts": ["mx.example"], "retry_schedule": ["1s", "2m"], "tls": "encrypt"}],
+        "routes": [
+            {"domains": ["*"], "next_hops": hops, "credentials": credentials},
+            {"domains": ["*"], "next_hops": hops, "senders": ["<>"]},
+            {"domains": ["*"], "next_hops": hops, "credentials": credentials},
+        ],
+    }
+    settings = Settings.model_validate({"hostname": "a.example", **sections})
+    assert Settings.model_validate(tomllib.loads(example.render(settings))) == settings
+
+
+def test_the_examples_of_the_manual_are_right() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/ROUTING.md").read_text(), re.DOTALL)
+    settings = Settings.model_validate(tomllib.loads('hostname = "a.example"\n' + "\n".join(blocks)))
+    assert settings.routes and settings.destinations and settings.sources
+    found = [one.key for _, check in contradictions.CHECKS for one in check(settings)]
+    assert found == ["routes[1].credentials.password_file"], "a file that only the example names"
 
 
 def test_every_option_has_a_text() -> None:

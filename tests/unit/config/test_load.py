@@ -138,6 +138,34 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[[routes]]\ndomains = ["*"]\nnext_hops = ["smtp://ada:hun@ter2@mx.example:25"]', "routes[0].next_hops[0]"),
+        ('[[routes]]\ndomains = ["*"]\nnext_hops = ["ada:hunter2@mx.example:25"]', "routes[0].next_hops[0]"),
+        ('[[routes]]\ndomains = ["*"]\nnext_hops = ["a:1"]\npasword = "hunter2"', "routes[0].pasword"),
+        ('[[routes]]\ndomains = ["*"]\nnext_hops = ["a:1"]\ncredentials = "hunter2"', "routes[0].credentials"),
+        ('[[routes]]\ncredentials = {username = "a", password = "hunter2"}', "routes[0].domains"),
+        ('[routes]\ncredentials = {username = "a", pass_word = "hunter2", password = "ter2"}', "routes"),
+    ],
+)
+def test_secrets_of_routes_are_masked(tmp_path: Path, text: str, key: str) -> None:
+    found = problems(write(tmp_path, f'hostname = "a"\n{text}\n'))
+    assert key in [problem.key for problem in found]
+    assert "ter2" not in "".join(map(str, found))
+
+
+def test_secrets_in_json_that_cannot_be_read_are_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAYD_ROUTES", '[{"domains": ["*"], "credentials": {"password": "hunter2"')
+    [problem] = problems(write(tmp_path, 'hostname = "a"'))
+    assert (problem.file, problem.key, problem.value) == ("$RELAYD_ROUTES", "routes", "***")
+
+
+def test_a_path_with_a_telling_name_is_shown(tmp_path: Path) -> None:
+    text = '[tls]\ncertificate = "/run/secrets/none.pem"\nprivate_key = "/run/secrets/none.key"'
+    assert "/run/secrets/none.pem" in str(problems(write(tmp_path, f'hostname = "a"\n{text}\n'))[0])
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"hostname = \n", "line 1"),
