@@ -6,9 +6,11 @@ from relayd.scheduler.entry import Entry
 from relayd.smtp.address import Address
 
 
-def entry(message: str = "m1", domain: str = "a.example", account: str = "user:ann", due: float = 0.0) -> Entry:
+def entry(
+    message: str = "m1", domain: str = "a.example", account: str = "user:ann", due: float = 0.0, priority: int = 0
+) -> Entry:
     """An entry of one recipient."""
-    envelope = Envelope(message, Address(""), (Address(f"u@{domain}"),), account, 0.0, 1)
+    envelope = Envelope(message, Address(""), (Address(f"u@{domain}"),), account, 0.0, 1, priority=priority)
     return Entry(envelope, domain, (0,), due=due)
 
 
