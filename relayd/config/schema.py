@@ -154,6 +154,16 @@ def _domain_pattern(value: str) -> str:
         raise ValueError('expected "example.net", "*.example.net" or "*"') from None
 
 
+def _account(value: str) -> str:
+    """The account as inbound names it, so that none is silently without effect."""
+    kind, _, name = value.partition(":")
+    if kind == "net":
+        return f"net:{ipaddress.ip_network(name)}"
+    if kind != "user" or not name:
+        raise ValueError('expected "user:NAME" or "net:NETWORK"')
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0), PlainSerializer(size_text, when_used="json")]
 Duration = Annotated[
     float,
@@ -166,6 +176,7 @@ Mailbox = Annotated[str, AfterValidator(_mailbox)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]
+Account = Annotated[str, AfterValidator(_account)]
 
 
 def _file(value: Path) -> Path:
@@ -311,6 +322,11 @@ class Delivery(Section):
     """Age at which mail that could not be delivered is returned."""
     connections_per_site: int = Field(default=20, ge=1)
     """Connections at once to one destination site."""
+    interactive_share: float = Field(default=0.2, ge=0, le=0.9)
+    """Share of the connections to a site that is kept for interactive mail where some was sent in the last ten minutes;
+    at least one of two. Interactive is what has a priority above 0 (MT-PRIORITY, RFC 6710); 0 keeps none."""
+    interactive_accounts: tuple[Account, ...] = Field(default=(), examples=[["user:otp"]])
+    """Accounts whose mail is all interactive: "user:NAME", or "net:NETWORK" as in relay.trusted_networks."""
 
 
 class Route(Section):
