@@ -175,6 +175,7 @@ def accepted(envelope: Envelope, *, protocol: str, seconds: float) -> None:
         account=envelope.account,
         client=envelope.client,
         protocol=protocol,
+        priority=envelope.priority,
         seconds=round(seconds, 4),
     )
 

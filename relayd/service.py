@@ -26,6 +26,7 @@ from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
 from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
+from relayd.scheduler.classes import Interactive
 from relayd.scheduler.scheduler import Scheduler
 from relayd.spool import holding, recovery
 from relayd.spool.disk import sync_directory
@@ -60,7 +61,9 @@ class Service:
             space=Space(settings.spool.directories, settings.limits.disk_reserve),
             draining=range(settings.shards, MAX_SHARDS),
         )
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(
+            Interactive(frozenset(settings.delivery.interactive_accounts), settings.delivery.interactive_share)
+        )
         self.resolver = Resolver(settings.dns.nameservers, settings.hostname)
         self.dispatcher = Dispatcher(
             hostname=settings.hostname,

@@ -174,6 +174,11 @@ class Delivery(Section):
     """Age at which mail that could not be delivered is returned."""
     connections_per_site: int = Field(default=20, ge=1)
     """Connections at once to one destination site."""
+    interactive_share: float = Field(default=0.2, ge=0, le=0.9)
+    """Share of the connections to a site that is kept for interactive mail where some was sent in the last ten minutes;
+    at least one of two. Interactive is what has a priority above 0 (MT-PRIORITY, RFC 6710); 0 keeps none."""
+    interactive_accounts: tuple[Account, ...] = Field(default=(), examples=[["user:otp"]])
+    """Accounts whose mail is all interactive: "user:NAME", or "net:NETWORK" as in relay.trusted_networks."""
 
 
 class SourceAddress(Section):

@@ -219,6 +219,7 @@ class Session(Dialog):
             tls=_cipher(self.tls),
             queue_id=queue_id,
             recipient=next(iter(begun.recipients)) if len(begun.recipients) == 1 else None,
+            priority=begun.priority,
             at=at,
         )
         return trace + body
@@ -234,6 +235,7 @@ class Session(Dialog):
             smtputf8=begun.smtputf8,
             eightbit=begun.eightbit,
             client=self.client,
+            priority=begun.priority,
         )
 
     def _protocol(self, begun: Transaction) -> str:

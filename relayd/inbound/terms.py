@@ -54,6 +54,7 @@ class Terms(msgspec.Struct, frozen=True, eq=False):
             "8BITMIME",  # RFC 6152
             "SMTPUTF8",  # RFC 6531
             "ENHANCEDSTATUSCODES",  # RFC 2034
+            "MT-PRIORITY",  # RFC 6710 §9.2: without a name, the policy is MIXER: low, normal and urgent
         ]
         if self.tls_context and not secure:
             lines.append("STARTTLS")  # RFC 3207 §4.2: not under TLS

@@ -5,6 +5,8 @@ Bytes in, a value or a refusing `Reply` out. Knows nothing of who the client is,
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from relayd.config.schema import Limits
@@ -16,6 +18,11 @@ from relayd.smtp.reply import Reply
 OVERSHOOT = 1000
 """RCPT commands refused beyond the limit before a client that does not listen is sent away (as Postfix does)."""
 
+_SIZE = re.compile(r"[0-9]{1,20}")  # RFC 1870 §3
+_BODY = re.compile(r"7BIT|8BITMIME", re.ASCII | re.IGNORECASE)  # RFC 6152 §2
+_PRIORITY = re.compile(r"-?[1-9]|0")  # RFC 6710 §7
+_SOME = re.compile(r".+")
+
 _Parameters = dict[str, str | None]
 
 
@@ -26,6 +33,7 @@ class Transaction(msgspec.Struct):
     size: int = 0
     smtputf8: bool = False
     eightbit: bool = False
+    priority: int = 0
     recipients: dict[Address, None] = msgspec.field(default_factory=dict)
     taken: int = 0
     said: int = 0
@@ -48,13 +56,13 @@ def mail(argument: bytes, *, extended: bool, limits: Limits) -> Transaction | Re
     try:
         sender, rest = address.reverse_path(_path(argument[5:]), utf8=True)
         said = parameters.parse(rest)
+        if said and not extended:
+            return reply.UNKNOWN_PARAMETER  # RFC 5321 §4.1.1.11
+        begun = _begun(sender, said, limits)
     except AddressError:
         return _malformed(argument, reply.BAD_SENDER)
     except ParameterError:
         return reply.BAD_PARAMETER
-    if said and not extended:
-        return reply.UNKNOWN_PARAMETER  # RFC 5321 §4.1.1.11
-    begun = _begun(sender, said, limits)
     if isinstance(begun, Transaction) and not begun.smtputf8 and not argument.isascii():
         return reply.NEEDS_SMTPUTF8  # RFC 6531 §3.5
     return begun
@@ -92,33 +100,32 @@ def _malformed(argument: bytes, refusal: Reply) -> Reply:
 
 
 def _begun(sender: Address, said: _Parameters, limits: Limits) -> Transaction | Reply:
-    """The transaction, from the parameters of MAIL. Their names are upper case, their values as they were said."""
+    """The transaction, from the parameters of MAIL; ParameterError where a value is malformed.
+
+    Their names are upper case, their values as they were said.
+    """
     transaction = Transaction(sender)
     for name, value in said.items():
         match name:
-            case "SIZE":  # RFC 1870 §3: up to twenty digits
-                if value is None or not (value.isascii() and value.isdigit()) or len(value) > 20:
-                    return reply.BAD_PARAMETER
-                transaction.size = int(value)
-            case "BODY":  # RFC 6152 §2
-                if value is None or value.upper() not in ("7BIT", "8BITMIME"):
-                    return reply.BAD_PARAMETER
-                transaction.eightbit = value.upper() == "8BITMIME"
+            case "SIZE":
+                transaction.size = int(_value(value, _SIZE))
+            case "BODY":
+                transaction.eightbit = _value(value, _BODY).upper() == "8BITMIME"
             case "SMTPUTF8":  # RFC 6531 §3.4
                 if value is not None:
                     return reply.BAD_PARAMETER
                 transaction.smtputf8 = True
+            case "MT-PRIORITY":  # RFC 6710 §4.1: taken as it is, for whoever may send mail here may say what is urgent
+                transaction.priority = int(_value(value, _PRIORITY))
             case "AUTH":  # RFC 4954 §5: checked; a client that we authenticated is trusted with no other identity
-                if value is None or not _is_xtext(value):
-                    return reply.BAD_PARAMETER
+                parameters.xtext(_value(value, _SOME))
             case _:
                 return reply.UNKNOWN_PARAMETER
     return reply.MESSAGE_TOO_LARGE if transaction.size > limits.message_size else transaction
 
 
-def _is_xtext(value: str) -> bool:
-    try:
-        parameters.xtext(value)
-    except ParameterError:
-        return False
-    return True
+def _value(said: str | None, syntax: re.Pattern[str]) -> str:
+    """What a parameter says; ParameterError where that is nothing, or nothing it could say."""
+    if said is None or not syntax.fullmatch(said):
+        raise ParameterError("malformed value")
+    return said

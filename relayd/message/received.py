@@ -31,16 +31,20 @@ def trace(
     tls: str,
     queue_id: str,
     recipient: Address | None,
+    priority: int,
     at: float,
 ) -> bytes:
     """The field, folded, CRLF at its end. tls: "TLSv1.3 CIPHER" or "". recipient: only where there is a single one.
 
-    client: IP address in text. at: wall seconds.
+    client: IP address in text. priority: told where it is not 0 (RFC 6710 §4.1). at: wall seconds.
     """
+    clauses = [f"for <{recipient}>"] if recipient else []
+    if priority:
+        clauses.append(f"PRIORITY {priority}")
     lines = (
         f"Received: from {_UNSAFE.sub('-', helo) or 'unknown'} ({literal(client)})",
         f"\tby {hostname} with {protocol}{f' ({tls})' if tls else ''} id {queue_id}",
-        f"\tfor <{recipient}>; {date(at)}" if recipient else f"\t; {date(at)}",
+        f"\t{' '.join(clauses)}; {date(at)}",
         "",
     )
     return "\r\n".join(lines).encode()

@@ -134,6 +134,8 @@ class Attempt:
             command += " BODY=8BITMIME"  # RFC 6152 §3
         if envelope.smtputf8 and "smtputf8" in extensions:
             command += " SMTPUTF8"  # RFC 6531 §3.4
+        if "mt-priority" in extensions:
+            command += f" MT-PRIORITY={envelope.priority}"  # RFC 6710 §4.2
         return command
 
     def _needs_smtputf8(self, recipient: int) -> bool:

@@ -45,6 +45,7 @@ def notification(
         size=len(text),
         smtputf8=not original.sender.isascii(),
         eightbit=not text.isascii(),
+        priority=original.priority,  # RFC 6710 §4.6
     )
     return Accepted(envelope, text)
 

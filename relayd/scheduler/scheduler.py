@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sized
 from relayd.message.site import Site, Way
 from relayd.scheduler.bindings import Bindings
 from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, HELD, READY, Census
+from relayd.scheduler.classes import Interactive
 from relayd.scheduler.deferred import Deferred
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import Trouble
@@ -43,14 +44,14 @@ class Scheduler:
     own, but for a recall of what waits where its way led before: O(sites).
     """
 
-    def __init__(self) -> None:
-        self._unbound = Unbound()
+    def __init__(self, interactive: Interactive = Interactive()) -> None:  # noqa: B008  # immutable
+        self._unbound = Unbound(interactive)
         self._bindings = Bindings()
         self._deferred = Deferred()
         self._census = Census()
         self._entries: dict[str, list[Entry]] = {}  # message id: what is here of it
         self.lanes = Lanes()
-        self.sites = Sites()
+        self.sites = Sites(interactive)
 
     @property
     def size(self) -> int:

@@ -7,8 +7,8 @@ turns.
 from __future__ import annotations
 
 from relayd.message.site import Site, Way
+from relayd.scheduler.classes import REMEMBERED, ClassQueue, Interactive, reserve
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.fair_queue import FairQueue
 from relayd.scheduler.feedback import (
     BROKEN,
     CROWDED,
@@ -52,21 +52,37 @@ class Outage:
 class SiteQueue:
     """A site's ready entries, its slots in use, and its limits.
 
-    Invariants: a slot is taken only while fewer are in use than the window is wide; a site is dead exactly while
+    Invariants: a slot is taken only while fewer are in use than the window is wide, and those that are kept for
+    interactive mail by that alone; a site is dead exactly while
     `outage` is set, and then one slot is used at a time, for a probe, at or after `outage.probe`. All is O(1).
     """
 
-    __slots__ = ("_failures", "_ways", "busy", "entries", "outage", "parked", "rate", "site", "window")
+    __slots__ = (
+        "_failures",
+        "_interactive",
+        "_urgent_until",
+        "_ways",
+        "busy",
+        "entries",
+        "outage",
+        "parked",
+        "rate",
+        "site",
+        "window",
+    )
 
-    def __init__(self, site: Site, now: float) -> None:
+    def __init__(self, site: Site, interactive: Interactive, now: float) -> None:
         self.site = site
-        self.entries = FairQueue()
+        self.entries = ClassQueue(interactive.accounts)
         self.busy = 0
         self.window = Window(site.terms.connections)
         self.rate = Rate(site.terms.messages_per_second, now)
         self.outage: Outage | None = None
         self.parked = NEVER
         """When `sites` looks at it again."""
+        self._interactive = interactive
+        self._urgent_until = 0.0
+        """Until when slots are kept for interactive mail; 0 for none."""
         self._failures = 0.0
         self._ways: dict[Way, None] = {}
         """Those whose mail waits for the site to be reached."""
@@ -78,11 +94,19 @@ class SiteQueue:
             return NEVER
         if self.outage is not None:
             return NEVER if self.busy else self.outage.probe
-        return self.rate.next if self.busy < self.window.size else NEVER
+        free = self.window.size - self.busy
+        if free <= 0 or (self._urgent_until and free <= self._kept and not self.entries.interactive_waits):
+            return NEVER
+        return self.rate.next
+
+    def saw_interactive(self, now: float) -> None:
+        """Interactive mail has come: for a while, slots are kept for more of it."""
+        self._urgent_until = now + REMEMBERED
 
     def start(self, now: float) -> Entry:
         """The next entry; it takes a slot. To be called when it `opens`."""
-        entry = self.entries.pop()
+        keeps = self._urgent_until and self.window.size - self.busy <= self._kept and self.outage is None
+        entry = self.entries.pop_interactive() if keeps else self.entries.pop()
         self.busy += 1
         self.rate.start(now)
         return entry
@@ -106,6 +130,8 @@ class SiteQueue:
         elif signal is BROKEN:
             self.window.failed()
         self.busy -= 1
+        if self._urgent_until < now:
+            self._urgent_until = 0.0
         if self.window.size == size and self.rate.limit == limit and self.outage is outage:
             return ()
         woken = tuple(ways) if outage is not None and self.outage is None else ()
@@ -115,6 +141,10 @@ class SiteQueue:
             Change(Aspect.HEALTH, outage is None, self.outage is None, woken),
         )
         return tuple(change for change in changes if change.previous != change.limit)
+
+    @property
+    def _kept(self) -> int:
+        return reserve(self.window.size, self._interactive.share)
 
     def put_off(self, way: Way) -> None:
         """Mail of a way waits for the site to be reached."""

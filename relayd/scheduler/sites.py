@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from relayd.message.site import Site
+from relayd.scheduler.classes import ClassQueue, Interactive
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.fair_queue import FairQueue
 from relayd.scheduler.feedback import Change, Report
 from relayd.scheduler.site_queue import NEVER, SiteQueue
 
@@ -33,7 +33,8 @@ class Sites:
     looks at it. All is O(1), O(log sites waiting for a time) for a site with a pace; `holding` is O(sites).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interactive: Interactive) -> None:
+        self._interactive = interactive
         self._queues: dict[Site, SiteQueue] = {}
         self._rotation: OrderedDict[SiteQueue, None] = OrderedDict()
         self._parked: list[tuple[float, int, SiteQueue]] = []
@@ -55,7 +56,7 @@ class Sites:
         queue.entries.push(entry)
         self._place(queue, now)
 
-    def absorb(self, site: Site, entries: FairQueue, now: float) -> None:
+    def absorb(self, site: Site, entries: ClassQueue, now: float) -> None:
         """So do all of these."""
         queue = self._of(site, now)
         queue.entries.absorb(entries)
@@ -143,13 +144,15 @@ class Sites:
     def _of(self, site: Site, now: float) -> SiteQueue:
         queue = self._queues.get(site)
         if queue is None:
-            queue = self._queues[site] = SiteQueue(site, now)
+            queue = self._queues[site] = SiteQueue(site, self._interactive, now)
         else:
             self._idle.pop(queue, None)
         return queue
 
     def _place(self, queue: SiteQueue, now: float) -> None:
         """Into the rotation, or out of it until a known time; one that waits for its turn already keeps it."""
+        if queue.entries.interactive_waits:
+            queue.saw_interactive(now)
         opens = queue.opens
         if opens <= now:
             self._rotation.setdefault(queue)

@@ -6,15 +6,16 @@ Owns their order while the DNS is asked. Knows no sites; the scheduler calls it.
 from __future__ import annotations
 
 from relayd.message.site import Way
+from relayd.scheduler.classes import ClassQueue, Interactive
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.fair_queue import FairQueue
 
 
 class Unbound:
     """Queues by way; each way is asked for once, until its queue is taken. All is O(1), asked O(returned)."""
 
-    def __init__(self) -> None:
-        self._queues: dict[Way, FairQueue] = {}
+    def __init__(self, interactive: Interactive) -> None:
+        self._interactive = interactive
+        self._queues: dict[Way, ClassQueue] = {}
         self._unasked: dict[Way, None] = {}
 
     def __len__(self) -> int:
@@ -28,7 +29,7 @@ class Unbound:
         """An entry waits for its way to be known."""
         queue = self._queues.get(entry.way)
         if queue is None:
-            queue = self._queues[entry.way] = FairQueue()
+            queue = self._queues[entry.way] = ClassQueue(self._interactive.accounts)
             self._unasked[entry.way] = None
         queue.push(entry)
 
@@ -38,7 +39,7 @@ class Unbound:
         self._unasked.clear()
         return ways
 
-    def take(self, way: Way) -> FairQueue | None:
+    def take(self, way: Way) -> ClassQueue | None:
         """The queue of a way that is known now."""
         self._unasked.pop(way, None)
         return self._queues.pop(way, None)

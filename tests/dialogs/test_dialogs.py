@@ -10,7 +10,7 @@ from tests.fakes.inbound import HOSTNAME, PATIENCE, Client, Inbound
 
 TRANSCRIPTS = sorted(Path(__file__).parent.glob("*.smtp"))
 
-_LINE = re.compile(r"(?P<who>[CSQB])(?:\*(?P<times>\d+))?(?P<mode>[:>!]) ?(?P<text>.*)")
+_LINE = re.compile(r"(?P<who>[CSQPB])(?:\*(?P<times>\d+))?(?P<mode>[:>!]) ?(?P<text>.*)")
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([rn0\\]))")
 _OCTETS = {b"r": b"\r", b"n": b"\n", b"0": b"\0", b"\\": b"\\"}
 
@@ -54,6 +54,9 @@ class Player:
         self.seen += 1
         recipients = " ".join(f"<{recipient}>" for recipient in envelope.recipients)
         assert f"<{envelope.sender}> -> {recipients}" == text
+
+    async def play_P(self, text: str, mode: str) -> None:
+        assert str(self.inbound.messages[self.seen - 1].envelope.priority) == text
 
     async def play_B(self, text: str, mode: str) -> None:
         lines = self.inbound.messages[self.seen - 1].body.decode("latin-1").split("\r\n")

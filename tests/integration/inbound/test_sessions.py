@@ -109,6 +109,7 @@ async def test_greeting_of_ehlo_comes_in_one_segment(inbound):
         "250-8BITMIME",
         "250-SMTPUTF8",
         "250-ENHANCEDSTATUSCODES",
+        "250-MT-PRIORITY",
         "250 STARTTLS",
         "",
     ]

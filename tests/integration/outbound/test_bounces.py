@@ -37,6 +37,14 @@ async def test_a_refused_recipient_bounces_to_the_sender(start, relay, eventuall
     assert metrics.notifications._value.get() - before == 1
 
 
+async def test_a_notification_is_as_urgent_as_what_it_is_about(start, relay, eventually):
+    peer = await start(REFUSE_STRANGERS, capabilities=("PIPELINING", "MT-PRIORITY"))
+    relay = await relay(routes={"*": [peer]})
+    await relay.submit("nobody@peer.example", priority=7)
+    await eventually(lambda: relay.empty)
+    assert dsn_of(peer)[0].mail == "MAIL FROM:<> MT-PRIORITY=7"
+
+
 async def test_one_notification_names_all_that_failed_together(start, relay, eventually):
     peer = await start(REFUSE_STRANGERS)
     relay = await relay(routes={"*": [peer]})

@@ -197,6 +197,22 @@ async def test_parameters_are_said_where_they_are_offered(start, carrier):
     assert plain.messages[0].mail == "MAIL FROM:<a@sender.example>"
 
 
+@pytest.mark.parametrize(
+    ("offered", "priority", "said"),
+    [
+        ("MT-PRIORITY", 3, " MT-PRIORITY=3"),
+        ("mt-priority MIXER", -9, " MT-PRIORITY=-9"),
+        ("MT-PRIORITY", 0, ""),
+        ("MT-PRIORITY-X", 3, ""),
+        ("X-MT-PRIORITY", 3, ""),
+    ],
+)
+async def test_the_priority_is_told_on_where_the_peer_knows_what_it_is(start, carrier, offered, priority, said):
+    peer = await start(capabilities=(offered,))
+    assert verdicts(await carrier.carry(peer, priority=priority)) == [DELIVERED]
+    assert peer.messages[0].mail == "MAIL FROM:<a@sender.example>" + said
+
+
 async def test_a_message_larger_than_the_peers_size_fails_unsent(start, carrier):
     peer = await start(capabilities=("SIZE 10",))
     outcome = (await carrier.carry(peer))[0]

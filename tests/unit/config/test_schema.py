@@ -62,6 +62,24 @@ def test_other_endpoints_are_refused(text: str) -> None:
         Endpoint.model_validate(text)
 
 
+def test_interactive_accounts_are_named_as_inbound_names_them() -> None:
+    delivery = Delivery.model_validate({"interactive_accounts": ["user:otp", "net:10.0.0.1/32", "net:2001:DB8::/32"]})
+    assert delivery.interactive_accounts == ("user:otp", "net:10.0.0.1/32", "net:2001:db8::/32")
+
+
+@pytest.mark.parametrize("account", ["", "otp", "user:", "net:", "net:10.0.0.1/8", "net:lan", "group:otp", 7])
+def test_accounts_that_cannot_be_are_refused(account: object) -> None:
+    with pytest.raises(ValidationError):
+        Delivery.model_validate({"interactive_accounts": [account]})
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.95, 1, float("nan"), float("inf"), "many"])
+def test_a_share_leaves_something_to_the_others(share: object) -> None:
+    assert Delivery.model_validate({"interactive_share": 0.9}).interactive_share == 0.9
+    with pytest.raises(ValidationError):
+        Delivery.model_validate({"interactive_share": share})
+
+
 def test_domain_patterns_become_routing_keys() -> None:
     route = Route.model_validate({"domains": ["*", "*.Example.NET", "bücher.example"], "next_hops": ["a:25"]})
     assert route.domains == ("*", "*.example.net", "xn--bcher-kva.example")

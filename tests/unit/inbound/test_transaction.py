@@ -16,13 +16,14 @@ def begun(argument: bytes, *, extended: bool = True) -> Transaction | Reply:
 
 
 def test_mail():
-    transaction = begun(b"FROM:<a@b.test> SIZE=1000 BODY=8BITMIME SMTPUTF8")
+    transaction = begun(b"FROM:<a@b.test> SIZE=1000 BODY=8BITMIME SMTPUTF8 MT-PRIORITY=-9")
     assert (transaction.sender, transaction.size, transaction.eightbit, transaction.smtputf8) == (
         "a@b.test",
         1000,
         True,
         True,
     )
+    assert transaction.priority == -9
     assert begun(b"from:<>").sender == ""
     assert begun(b"FROM: <a@b.test>").sender == "a@b.test"
     assert begun(b"FROM:<a@b.test>", extended=False).sender == "a@b.test"
@@ -36,6 +37,7 @@ def test_mail():
         (b"FROM:<a@b.test> SIZE=1001", reply.MESSAGE_TOO_LARGE),
         (b"FROM:<a@b.test> SIZE", reply.BAD_PARAMETER),
         (b"FROM:<a@b.test> SIZE=\xd9\xa1", reply.BAD_PARAMETER),
+        (b"FROM:<a@b.test> MT-PRIORITY=\xd9\xa3", reply.BAD_PARAMETER),
         (b"FROM:<a@b.test> =", reply.BAD_PARAMETER),
         (b"FROM:<a@b.test> X", reply.UNKNOWN_PARAMETER),
         ("FROM:<ü@b.test>".encode(), reply.NEEDS_SMTPUTF8),
@@ -44,6 +46,13 @@ def test_mail():
 )
 def test_mail_refused(argument, refusal):
     assert begun(argument) == refusal
+
+
+@given(st.text(st.characters(min_codepoint=0x21, exclude_categories=["Cs"]), max_size=4))
+def test_a_priority_is_one_of_nineteen_words_or_refused(word):
+    said = begun(f"FROM:<a@b.test> MT-PRIORITY={word} SMTPUTF8".encode())
+    expected = {str(number): number for number in range(-9, 10)}.get(word)
+    assert said == reply.BAD_PARAMETER if expected is None else said.priority == expected
 
 
 def test_recipients_are_distinct_and_bounded():

@@ -5,7 +5,7 @@ from relayd.smtp.address import Address
 
 FACTS = {
     "helo": "client.test", "client": "192.0.2.1", "hostname": "relay.test", "protocol": "ESMTP",
-    "tls": "", "queue_id": "00AAAA", "recipient": None, "at": 1795258260.9,
+    "tls": "", "queue_id": "00AAAA", "recipient": None, "priority": 0, "at": 1795258260.9,
 }  # fmt: skip
 
 
@@ -20,6 +20,18 @@ def test_trace():
     )
     assert b"([IPv6:2001:db8::1])" in single
     assert b" with ESMTP (TLSv1.3 TLS_AES) id 00AAAA\r\n\tfor <b@example.test>; Sat" in single
+
+
+@pytest.mark.parametrize(
+    ("priority", "recipient", "expected"),
+    [
+        (0, Address("b@example.test"), b"\tfor <b@example.test>; Sat"),
+        (9, Address("b@example.test"), b"\tfor <b@example.test> PRIORITY 9; Sat"),
+        (-9, None, b"\tPRIORITY -9; Sat"),
+    ],
+)
+def test_the_priority_is_told_behind_the_recipient(priority, recipient, expected):
+    assert trace(**FACTS | {"priority": priority, "recipient": recipient}).split(b"\r\n")[2].startswith(expected)
 
 
 @pytest.mark.parametrize("helo", ["a\r\nX: y", "a b", "\0", "ü", "(", "a;b", ""])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 import pytest
 
 from relayd import clock
+from relayd.message.site import Way
 from relayd.outbound import feed
 from relayd.outbound.feed import Feed
 from relayd.scheduler.entry import Entry
@@ -26,18 +27,18 @@ class Fed:
         self.store = MemoryStore()
         self.queue = Queue([self.store], Memory(10**6))
         self.queue.added = lambda _message: None
-        self.scheduler = Scheduler(5)
+        self.scheduler = Scheduler()
         self.added: list[str] = []
         self.feed = Feed(self.queue, self.scheduler, self.add)
         self.queue.dismiss = self.feed.dismiss
 
-    def add(self, message: Message) -> None:
+    def add(self, message: Message, woken: Collection[str] = ()) -> None:
         self.added.append(message.envelope.id)
         now = clock.monotonic()
         for recipient, address in enumerate(message.envelope.recipients):
             last = message.results[recipient]
             due = 0.0 if last is None else now + last.due - clock.wall()
-            self.scheduler.add(Entry(message.envelope, route_key(address), (recipient,), 0, due), now)
+            self.scheduler.add(Entry(message.envelope, Way(route_key(address)), (recipient,), 0, due), now)
 
     async def at_rest(self, *numbers: int, due: float = 0.0) -> None:
         for number in numbers:
@@ -190,7 +191,7 @@ async def test_a_shard_in_trouble_keeps_no_other(monkeypatch, eventually):
         await store.commit([accepted(1, shard=shard)])
         await store.seal()
     added: list[str] = []
-    tested = Feed(queue, Scheduler(5), lambda message: added.append(message.envelope.id))
+    tested = Feed(queue, Scheduler(), lambda message: added.append(message.envelope.id))
     await tested.start()
     stores[1].rest.failing = True
     await eventually(lambda: added)

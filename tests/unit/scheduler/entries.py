@@ -7,10 +7,15 @@ from relayd.smtp.address import Address
 
 
 def entry(
-    message: str = "m1", domain: str = "a.example", account: str = "user:ann", due: float = 0.0, accepted_at: float = 0.0
+    message: str = "m1",
+    domain: str = "a.example",
+    account: str = "user:ann",
+    due: float = 0.0,
+    priority: int = 0,
+    accepted_at: float = 0.0,
 ) -> Entry:
     """An entry of one recipient."""
-    envelope = Envelope(message, Address(""), (Address(f"u@{domain}"),), account, accepted_at, 1)
+    envelope = Envelope(message, Address(""), (Address(f"u@{domain}"),), account, accepted_at, 1, priority=priority)
     return Entry(envelope, Way(domain), (0,), due=due)
 
 

@@ -37,6 +37,7 @@ ENVELOPE = st.builds(
     smtputf8=st.booleans(),
     eightbit=st.booleans(),
     client=TEXT,
+    priority=st.integers(-9, 9),
 )
 REPLY = st.builds(Reply, st.integers(200, 599), TEXT, TEXT)
 RESULT = st.builds(
@@ -95,6 +96,26 @@ def test_any_change_of_the_small_part_is_a_record_or_a_record_error(record, data
         journal.decode(item._replace(meta=bytes(meta)), 0)
 
 
+def test_a_record_from_before_priorities_is_read():
+    meta = (
+        b"\x93\x99\xb700000010203040506070809\xb0a@sender.example\x91\xaeb@peer.example\xa8user:ann"
+        b"\xcbA\xd9T\xfc@ \x00\x00\x05\xc2\xc3\xa9192.0.2.1\x90\xc0"
+    )
+    assert journal.decode(Item(journal.ACCEPTED, meta, b"hi\r\n"), 0) == Accepted(
+        Envelope(
+            id="00000010203040506070809",
+            sender=Address("a@sender.example"),
+            recipients=(Address("b@peer.example"),),
+            account="user:ann",
+            accepted_at=1700000000.5,
+            size=5,
+            eightbit=True,
+            client="192.0.2.1",
+        ),
+        b"hi\r\n",
+    )
+
+
 def metas():
     good = accepted(1)
     pack = msgspec.msgpack.encode
@@ -111,9 +132,11 @@ def metas():
     yield "not a number", changed(accepted_at=float("nan"))
     yield "infinite", changed(accepted_at=float("inf"))
     yield "negative size", changed(size=-1)
+    yield "more urgent than can be", changed(priority=10)
+    yield "half a priority", changed(priority=0.5)
     yield "a billion recipients", pack((envelope, ()))[:-1] + b"\xdd\x3b\x9a\xca\x00"
     yield "a string of 4 GB", b"\x92\x99\xdb\xff\xff\xff\xff"
-    yield "deeply nested", b"\x92\x9a" + pack(envelope)[1:] + b"\x91" * 100_000 + b"\x90\x90"
+    yield "deeply nested", b"\x92\x9b" + pack(envelope)[1:] + b"\x91" * 100_000 + b"\x90\x90"
     yield "negative recipient", pack((envelope, [[-1, "delivered", 0, 0.0, 0.0, [250, "", ""], ""]]))
     yield "due never", pack((envelope, [[0, "deferred", 0, 0.0, float("inf"), [450, "", ""], ""]]))
     yield "unknown state", pack((envelope, [[0, "lost", 0, 0.0, 0.0, [450, "", ""], ""]]))
