@@ -131,12 +131,17 @@ _ADDRESS = re.compile(r"<[^<>]{1,320}>")
 _STATUS_IN_TEXT = re.compile(r"(?<![0-9.])([45]\.[0-7]\.[0-9]{1,3})(?!\.?[0-9])")
 
 
-@functools.lru_cache(maxsize=1024)
 def category(stage: Stage | None, reply: Reply) -> Category:
     """Why the reply refuses. stage: where it was said, None where that is not known. Never raises.
 
-    O(rows) for a reply that is new, each in time linear in its text: 0.1 ms, few ms whatever a peer makes up.
+    O(rows) for a reply that is new, each in time linear in its text: 0.1 ms, few ms whatever a peer makes up. The
+    replies seen last are remembered, as long as they are kept elsewhere (MAX_TEXT).
     """
+    return _category(stage, replies.shortened(reply))
+
+
+@functools.lru_cache(maxsize=1024)
+def _category(stage: Stage | None, reply: Reply) -> Category:
     said, found = _worded(reply)
     if found is not None:
         return found
@@ -152,7 +157,7 @@ def _worded(reply: Reply) -> tuple[Said, Category | None]:
 
 def _said(reply: Reply) -> Said:
     # Recipients put words of their own into replies, between < and >: they are not the peer's.
-    text = _ADDRESS.sub("<>", replies.shortened(reply).text.lower())[:MAX_SEARCHED]
+    text = _ADDRESS.sub("<>", reply.text.lower())[:MAX_SEARCHED]
     code = str(reply.code)
     status = reply.enhanced or _status(code, text)
     return Said((code, code[0] + "xx"), (status, status.rpartition(".")[0]), text)

@@ -133,6 +133,7 @@ async def test_attack_34_a_reply_of_a_megabyte_is_no_reply(start, carrier, verb,
     outcome = (await carrier.carry(peer))[0]
     assert (outcome.verdict, outcome.uncertain) == (DEFERRED, False)
     assert_harmless(outcome.reply.text)
+    assert "too long" in outcome.reply.text
     assert len(outcome.reply.text) < 300
     assert len(carrier.pool) == 0
 

@@ -386,7 +386,7 @@ def test_every_row_is_the_first_for_some_reply():
 
 
 def _first(stage, answer):
-    said = patterns._said(answer)
+    said = patterns._said(reply.shortened(answer))
     return next((row for row in ROWS if row.fits(said, stage)), None)
 
 
@@ -424,12 +424,22 @@ def _seconds(text, hostile):
 
 
 def test_a_reply_that_is_known_is_not_looked_at_again():
-    answer = of("550 5.1.1 no such user, remembered")
-    category(None, answer)
-    hits = category.cache_info().hits
     category(None, of("550 5.1.1 no such user, remembered"))
-    assert category.cache_info().hits == hits + 1
-    assert category.cache_info().maxsize == 1024
+    hits = patterns._worded.cache_info().hits
+    assert category(Stage.RCPT, of("550 5.1.1 no such user, remembered")) is Category.NO_MAILBOX
+    assert patterns._worded.cache_info().hits == hits + 1
+
+
+def test_what_is_remembered_is_bounded_in_number_and_length():
+    """A peer may say anything, up to 32 KiB a time."""
+    for number in range(1100):
+        category(None, Reply(550, "", f"{number} " + "x" * 30_000))
+    first = Reply(550, "", "lines\n" + "y" * 30_000)
+    category(None, first)
+    hits, size = patterns._worded.cache_info().hits, patterns._worded.cache_info().currsize
+    category(Stage.RCPT, reply.shortened(first))
+    assert patterns._worded.cache_info().hits == hits + 1
+    assert size == patterns._worded.cache_info().maxsize == 1024
 
 
 def test_the_file_is_part_of_the_package():
