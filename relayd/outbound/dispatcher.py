@@ -167,17 +167,17 @@ class Dispatcher:
         if not self._queue.healthy:
             self._wake_at(now + UNHEALTHY_PAUSE)
             return
-        due = self._scheduler.advance(now)
+        self._scheduler.advance(now)
         self._route(now)
-        if self._put_off() or (due is not None and due <= now):
-            due = now
+        more = self._put_off()
         while (work := self._scheduler.take(now)) is not None:
             if self._resting:
                 self._resting.pop().set_result(work)
             else:
                 self._own(self._working, self._work(*work))
-        if due is not None:
-            self._wake_at(due)
+        if more:
+            self._wake_at(now)
+        self._wake_for_next()
 
     def _route(self, now: float) -> None:
         for way in self._scheduler.unrouted():
@@ -226,6 +226,7 @@ class Dispatcher:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
             elif self._running:
                 work = self._scheduler.take(clock.monotonic(), site)
+                self._wake_for_next()
             work = work or await self._rest()
             if work is None:
                 return
@@ -352,6 +353,11 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
         task.add_done_callback(ended)
+
+    def _wake_for_next(self) -> None:
+        due = self._scheduler.next
+        if due is not None:
+            self._wake_at(due)
 
     def _wake_at(self, when: float) -> None:
         """Pump again at `when` (monotonic), or before."""

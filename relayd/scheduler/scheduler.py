@@ -59,6 +59,14 @@ class Scheduler:
         parts: list[Sized] = [self._census, self.sites, self._unbound, self._bindings, self._deferred, self.lanes]
         return sum(map(len, parts)) + len(self._entries)
 
+    @property
+    def next(self) -> float | None:
+        """When to call `advance` again, None for not at all; any call may bring it nearer."""
+        due, opens = self._deferred.next, self.sites.next
+        if due is None or opens is None:
+            return opens if due is None else due
+        return min(due, opens)
+
     def add(self, entry: Entry, now: float, *, held: bool = False) -> None:
         """Take over an entry: held, or deferred when it is due after `now`, else ready. ValueError when it is here."""
         if entry.state != GONE:
@@ -72,7 +80,7 @@ class Scheduler:
             self._make_ready(entry, now)
 
     def advance(self, now: float) -> float | None:
-        """Make due entries ready, let sites start whose time has come; when to call again, None for not at all.
+        """Make due entries ready, let sites start whose time has come; `next`.
 
         At most MOVED_AT_ONCE entries a call: with more due, the time returned is not after `now`.
         """
@@ -84,8 +92,8 @@ class Scheduler:
                 break
             if (entry := deferred.pop()) is not None:
                 self._make_ready(entry, now)
-        times = (deferred.next, self.sites.advance(now))
-        return min((time for time in times if time is not None), default=None)
+        self.sites.advance(now)
+        return self.next
 
     def unrouted(self) -> list[Way]:
         """Ways that need a site, longest waiting first; each once until `bind` or `unroute` answers."""

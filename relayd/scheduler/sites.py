@@ -102,8 +102,13 @@ class Sites:
         queue = self._queues.get(site)
         return queue is not None and bool(queue.entries)
 
-    def advance(self, now: float) -> float | None:
-        """Look at the sites whose time has come, forget idle ones; when to call again."""
+    @property
+    def next(self) -> float | None:
+        """When a site has to be looked at again; perhaps in vain."""
+        return self._parked[0][0] if self._parked else None
+
+    def advance(self, now: float) -> None:
+        """Look at the sites whose time has come, forget idle ones."""
         self._now = now
         parked, idle = self._parked, self._idle
         while parked and parked[0][0] <= now:
@@ -115,7 +120,6 @@ class Sites:
         while idle and (len(idle) > MAX_IDLE or next(iter(idle.values())) <= now):
             queue, _ = idle.popitem(last=False)
             del self._queues[queue.site]
-        return parked[0][0] if parked else None
 
     def barred(self, limit: int) -> Iterator[tuple[SiteQueue, Entry]]:
         """Take out what waits for dead sites, but for one entry each, to probe them with; at most `limit`."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import ssl
 
 import pytest
 import trustme
 import uvloop
 
+from relayd import log
 from tests.fakes.smtp_peer import SmtpPeer
 from tests.integration.outbound.rig import Carrier, Relay
 
@@ -47,6 +49,19 @@ async def relay(tmp_path):
             return await stack.enter_async_context(Relay(tmp_path, **kwargs))
 
         yield started
+
+
+@pytest.fixture
+def events(tmp_path):
+    """`events("deferred")`: the log's lines of an event, so far."""
+    path = tmp_path / "events"
+    log.configure(str(path), "info")
+
+    def of(event: str) -> list[dict[str, object]]:
+        return [line for line in map(json.loads, path.read_bytes().splitlines()) if line["event"] == event]
+
+    yield of
+    log.configure("-", "info")
 
 
 @pytest.fixture(scope="session")

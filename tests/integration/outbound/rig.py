@@ -21,6 +21,7 @@ from relayd.outbound.feed import Feed
 from relayd.outbound.pool import Pool
 from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
+from relayd.scheduler.classes import Interactive
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp.address import parse
@@ -90,27 +91,34 @@ class Relay:
         self,
         path: Path,
         *,
-        routes: dict[str, Sequence[SmtpPeer]] | None = None,
+        routes: dict[str, Sequence[SmtpPeer | int]] | None = None,
+        pace: float | None = None,
         nameserver: str = NOBODY,
         timeouts: Timeouts = QUICK,
         connections: int = 20,
         **settings,
     ) -> None:
         self.path = path
-        self.scheduler = Scheduler()
-        self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26))
+        self.store = JournalStore(path / "shard-00", 0)
+        self.queue = Queue([self.store], Memory(1 << 26))
         self.resolver = Resolver([nameserver], "relay.example")
         configured = schema.Settings(
             hostname="relay.example",
             delivery=schema.Delivery(connections_per_site=connections, **settings),
             routes=[
-                schema.Route(domains=(domain,), next_hops=tuple(f"127.0.0.1:{peer.port}" for peer in peers))
+                schema.Route(
+                    domains=(domain,),
+                    next_hops=tuple(f"127.0.0.1:{peer if isinstance(peer, int) else peer.port}" for peer in peers),
+                    messages_per_second=pace,
+                )
                 for domain, peers in (routes or {}).items()
             ],
         )
+        delivery = configured.delivery
+        self.scheduler = Scheduler(Interactive(delivery.interactive_accounts, delivery.interactive_share))
         self.dispatcher = Dispatcher(
             hostname="relay.example",
-            settings=configured.delivery,
+            settings=delivery,
             router=Router(configured, self.resolver),
             queue=self.queue,
             scheduler=self.scheduler,

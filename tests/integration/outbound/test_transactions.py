@@ -202,7 +202,7 @@ async def test_parameters_are_said_where_they_are_offered(start, carrier):
     [
         ("MT-PRIORITY", 3, " MT-PRIORITY=3"),
         ("mt-priority MIXER", -9, " MT-PRIORITY=-9"),
-        ("MT-PRIORITY", 0, ""),
+        ("MT-PRIORITY", 0, " MT-PRIORITY=0"),
         ("MT-PRIORITY-X", 3, ""),
         ("X-MT-PRIORITY", 3, ""),
     ],
