@@ -8,7 +8,6 @@ service makes it.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from random import Random
@@ -35,6 +34,7 @@ from relayd.spool.bodyfile import BodyError
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message, Result
 from relayd.spool.store import StoreError
+from relayd.tls import NextHopContexts
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
@@ -74,7 +74,7 @@ class Dispatcher:
         queue: Queue,
         scheduler: Scheduler,
         resolver: Resolver,
-        tls_context: ssl.SSLContext,
+        contexts: NextHopContexts,
         random: Random,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  # frozen
     ) -> None:
@@ -82,7 +82,7 @@ class Dispatcher:
         self._scheduler = scheduler
         self._router = Router(routes, resolver, settings.port)
         self._pool = Pool()
-        self._connector = Connector(hostname, tls_context, timeouts)
+        self._connector = Connector(hostname, contexts, timeouts)
         permitted = Permitted(settings.private_next_hops)
         self._delivery = Delivery(self._connector, self._pool, resolver, permitted, random)
         self._settling = Settling(hostname, settings, queue, random, self._ended)

@@ -163,6 +163,7 @@ NO_ADDRESS = Reply(550, "5.4.4", "No usable address for the destination's hosts"
 NO_ADDRESS_YET = Reply(451, "4.4.4", "No usable address for the configured next hops")
 TOO_LARGE_THERE = Reply(552, "5.3.4", "Message larger than the next hop takes")
 NO_SMTPUTF8_THERE = Reply(550, "5.6.7", "The next hop does not take internationalized addresses")
+SOURCE_UNUSABLE = Reply(451, "4.3.5", "The configured source address cannot be used; the message is kept")
 
 
 def unreachable(host: str, why: str) -> Reply:
@@ -173,6 +174,16 @@ def unreachable(host: str, why: str) -> Reply:
 def interrupted(host: str, why: str, stage: str) -> Reply:
     """A session ended before its answer (RFC 3463 X.4.2)."""
     return Reply(451, "4.4.2", f"{host}: {why}, waiting for the answer to {stage}")
+
+
+def tls_missing(host: str, why: str) -> Reply:
+    """TLS that is required did not begin (RFC 3463 X.7.4, security features not supported)."""
+    return Reply(451, "4.7.4", f"{host}: TLS is required, but {why}")
+
+
+def tls_failed(host: str, why: str) -> Reply:
+    """A handshake failed, or the certificate is not the one required (RFC 3463 X.7.5, cryptographic failure)."""
+    return Reply(451, "4.7.5", f"{host}: TLS handshake failed: {why}")
 
 
 # --- composed by the resolver, where a name leads to no host ---------------------------------------------------------

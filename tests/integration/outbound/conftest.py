@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import ssl
 
 import pytest
 import trustme
 import uvloop
 
+from relayd import log
 from tests.fakes.smtp_peer import SmtpPeer
 from tests.integration.outbound.rig import Carrier, Relay
 
@@ -47,6 +49,20 @@ async def relay(tmp_path):
             return await stack.enter_async_context(Relay(tmp_path, **kwargs))
 
         yield started
+
+
+@pytest.fixture
+def log_file(tmp_path):
+    path = tmp_path / "log"
+    log.configure(str(path), "info")
+    yield path
+    log.configure("-", "info")
+
+
+@pytest.fixture
+def alerts(log_file):
+    """`alerts()`: what the operator was told so far."""
+    return lambda: [line for line in map(json.loads, log_file.read_bytes().splitlines()) if line["event"] == "alert"]
 
 
 @pytest.fixture(scope="session")
