@@ -1,7 +1,7 @@
-"""Opens sessions with hosts: dials an address, checks it, greets and upgrades to TLS, as the site's terms say.
+"""Opens sessions with hosts: dials an address, checks it, greets, upgrades to TLS and logs in, as the site's terms say.
 
 Owns every connection from its dialling until its transport is gone, and the memory of where TLS was broken. Which host
-is asked is `delivery`'s, what is said in a session `connection`'s.
+is asked is `delivery`'s, what is said in a session `connection`'s, how to log in `login`'s and `credentials`'.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from aiosmtplib.protocol import SMTPProtocol
@@ -21,6 +21,8 @@ from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Family, Host, Site, Tls
 from relayd.outbound.classify import GREETING, ruling
 from relayd.outbound.connection import Connection, Timeouts, label
+from relayd.outbound.credentials import Credentials, CredentialsError, Secret
+from relayd.outbound.login import choose, login, login_missing
 from relayd.outbound.protocol import PipeliningProtocol
 from relayd.outbound.recent import Recent
 from relayd.smtp import reply
@@ -60,8 +62,9 @@ class _Call(msgspec.Struct, frozen=True):
 class Connector:
     """Opens connections, and knows every one that is open until its transport is gone.
 
-    Invariants: on a site whose terms want TLS nothing is said in clear behind EHLO but STARTTLS. Memory is bounded by
-    what is open, and by MAX_REMEMBERED.
+    credentials: by `Terms.name`. Invariants: on a site whose terms want TLS, and on one with credentials unless its
+    terms say NONE, nothing is said in clear behind EHLO but STARTTLS. Memory is bounded by what is open, and by
+    MAX_REMEMBERED.
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class Connector:
         hostname: str,
         contexts: NextHopContexts,
         timeouts: Timeouts,
+        credentials: Mapping[str, Credentials] | None = None,
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
         self._hostname = hostname
         self._contexts = contexts
         self._timeouts = timeouts
+        self._credentials = credentials or {}
         self._broken = Recent(BROKEN_SECONDS, MAX_REMEMBERED, now)
         self._alerted = Recent(ALERT_SECONDS, MAX_REMEMBERED, now)
         self._live: set[PipeliningProtocol] = set()
@@ -84,20 +89,35 @@ class Connector:
     ) -> Connection | Outcome:
         """A session ready for MAIL, or what its failing means; a `final` outcome ends the attempt.
 
-        OSError when the trouble is local (LOCAL_TROUBLE). With OPPORTUNISTIC terms, a host whose
+        OSError when the trouble is local (LOCAL_TROUBLE). With OPPORTUNISTIC terms, and no credentials, a host whose
         STARTTLS fails is dialled once more and spoken to in clear, and at once in clear for BROKEN_SECONDS.
         """
         call = _Call(host, address, site, permitted)
-        return await self._session(call, required=site.terms.tls in {Tls.ENCRYPT, Tls.VERIFY})
+        credentials = self._credentials.get(site.terms.name)
+        if credentials is None:
+            return await self._session(call, required=site.terms.tls in {Tls.ENCRYPT, Tls.VERIFY})
+        try:
+            return await self._authenticated(call, credentials)
+        except CredentialsError as error:
+            self._alert("credentials unusable", call, error=str(error))
+            return Outcome(Verdict.DEFERRED, Scope.SITE, reply.NO_CREDENTIALS, final=True)
 
-    def renew(self, contexts: NextHopContexts) -> None:
-        """From now on open with these; what was learnt is forgotten. Connections that are open stay as they are."""
+    def renew(self, contexts: NextHopContexts, credentials: Mapping[str, Credentials] | None = None) -> None:
+        """From now on open with these; None: the same credentials, their tokens forgotten, as is all that was learnt.
+
+        Connections that are open stay as they are.
+        """
         self._contexts = contexts
+        self._credentials = self._credentials if credentials is None else credentials
         self._broken.clear()
         self._alerted.clear()
+        for each in self._credentials.values():
+            each.forget()
 
     async def close(self, seconds: float) -> None:
-        """Wait until the last connection is gone; those that are left after `seconds` are cut."""
+        """Wait until the last connection is gone; what is left after `seconds` is cut. No token is fetched on."""
+        for each in self._credentials.values():
+            await each.close()
         for last in (seconds, 1.0):
             self._none_left.clear()
             if self._live:
@@ -106,6 +126,34 @@ class Connector:
                         await self._none_left.wait()
             for protocol in self._live:
                 protocol.cut()
+
+    # --- logging in -----------------------------------------------------------------------------------------------
+
+    async def _authenticated(self, call: _Call, credentials: Credentials) -> Connection | Outcome:
+        """A session logged in to, with a fresh token on a second one where the first was refused. CredentialsError."""
+        secret = await credentials.secret()
+        opened = await self._log_in(call, credentials, secret)
+        if secret.token and isinstance(opened, Outcome) and opened.final and opened.reply.code == 535:
+            credentials.drop(secret)
+            if (fresh := await credentials.secret()) != secret:
+                opened = await self._log_in(call, credentials, fresh)
+        if isinstance(opened, Outcome) and opened.final:
+            self._alert("login refused", call, reply=str(opened.reply))
+        return opened
+
+    async def _log_in(self, call: _Call, credentials: Credentials, secret: Secret) -> Connection | Outcome:
+        connection = await self._session(call, required=call.site.terms.tls is not Tls.NONE)
+        if isinstance(connection, Outcome):
+            return connection
+        mechanism = choose(connection.extensions.get("auth", ""), credentials.mechanism, secret)
+        if mechanism is None:
+            trouble: Outcome | None = login_missing(connection)
+        else:
+            trouble = await login(connection, mechanism, credentials.username, secret, self._timeouts.login)
+        if trouble is None:
+            return connection
+        connection.close()
+        return trouble
 
     # --- TLS ------------------------------------------------------------------------------------------------------
 

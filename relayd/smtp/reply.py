@@ -164,6 +164,7 @@ NO_ADDRESS_YET = Reply(451, "4.4.4", "No usable address for the configured next 
 TOO_LARGE_THERE = Reply(552, "5.3.4", "Message larger than the next hop takes")
 NO_SMTPUTF8_THERE = Reply(550, "5.6.7", "The next hop does not take internationalized addresses")
 SOURCE_UNUSABLE = Reply(451, "4.3.5", "The configured source address cannot be used; the message is kept")
+NO_CREDENTIALS = Reply(451, "4.3.5", "The credentials for the next hop cannot be read; the message is kept")
 
 
 def unreachable(host: str, why: str) -> Reply:
@@ -184,6 +185,11 @@ def tls_missing(host: str, why: str) -> Reply:
 def tls_failed(host: str, why: str) -> Reply:
     """A handshake failed, or the certificate is not the one required (RFC 3463 X.7.5, cryptographic failure)."""
     return Reply(451, "4.7.5", f"{host}: TLS handshake failed: {why}")
+
+
+def login_missing(host: str) -> Reply:
+    """A next hop cannot be logged in to with the credentials configured for it (RFC 3463 X.7.4)."""
+    return Reply(451, "4.7.4", f"{host}: offers no mechanism for our credentials")
 
 
 # --- composed by the resolver, where a name leads to no host ---------------------------------------------------------

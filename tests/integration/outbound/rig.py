@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from relayd import clock, tls
@@ -15,6 +15,7 @@ from relayd.message.site import Host, Site, Source, Terms
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.connection import Timeouts
 from relayd.outbound.connector import Connector
+from relayd.outbound.credentials import Credentials
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
@@ -83,9 +84,10 @@ class Carrier:
         networks: Sequence[str] = (),
         *,
         contexts: tls.NextHopContexts = CONTEXTS,
+        credentials: Mapping[str, Credentials] | None = None,
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
-        self.connector = Connector("relay.example", contexts, timeouts, now=now)
+        self.connector = Connector("relay.example", contexts, timeouts, credentials, now)
         self.pool = Pool()
         self.resolver = Resolver([nameserver], "relay.example")
         permitted = Permitted(schema.Delivery(private_next_hops=tuple(networks)).private_next_hops)
