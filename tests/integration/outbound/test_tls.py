@@ -16,6 +16,7 @@ from relayd.message.outcome import Scope, Verdict
 from relayd.message.site import Host, Tls
 from relayd.outbound.connection import Connection, Timeouts
 from relayd.outbound.connector import BROKEN_SECONDS
+from relayd.outbound.protocol import PipeliningProtocol
 from tests.fakes.smtp_peer import BROKEN_TLS, CAPABILITIES, DROP, RESET, SILENCE
 from tests.integration.outbound.rig import CONTEXTS, IMPATIENT, QUICK, Carrier, site_of
 
@@ -445,6 +446,19 @@ async def test_attack_32_a_host_in_clear_where_tls_comes_first(start, knowing, t
     peer = await start()
     assert (await refused_in_clear(knowing, peer, tls, implicit_tls=True)).enhanced == "4.7.5"
     assert b"EHLO" not in peer.sessions[0].raw
+
+
+@pytest.mark.parametrize("said", [b"220 injected\r\n", b"220-", b"2"])
+async def test_attack_32_plaintext_ahead_of_implicit_tls(start, said):
+    """Read before the handshake begins, it would be taken for the greeting, and each answer for that to the next command."""
+    peer = await start({"GREETING": said})
+    loop = asyncio.get_running_loop()
+    _, protocol = await loop.create_connection(lambda: PipeliningProtocol(loop, lambda _: None), "127.0.0.1", peer.port)
+    async with asyncio.timeout(10):
+        while not (protocol._replies or protocol._parser.pending):
+            await asyncio.sleep(0.01)
+    assert await protocol.upgrade(CONTEXTS.any_certificate, "peer.example", 1) == "spoke in clear before TLS"
+    assert peer.sessions[0].raw == b""
 
 
 async def test_implicit_tls_has_a_deadline(start):
