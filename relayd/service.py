@@ -72,7 +72,7 @@ class Service:
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,
-            tls_context=tls.next_hop_context(),
+            contexts=tls.next_hop_contexts(),
             random=random.Random(),
         )
         self.queue.added = self.dispatcher.add

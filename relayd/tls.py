@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -40,10 +41,23 @@ def listener_context(certificate: Path, private_key: Path) -> ssl.SSLContext:
     return context
 
 
+class NextHopContexts(msgspec.Struct, frozen=True):
+    """The contexts towards next hops: one for any certificate, one for those of the system's authorities alone."""
+
+    any_certificate: ssl.SSLContext
+    verified: ssl.SSLContext
+
+
+def next_hop_contexts() -> NextHopContexts:
+    """Both, with the system's authorities as they are now."""
+    return NextHopContexts(next_hop_context(), next_hop_context(verify=True))
+
+
 def next_hop_context(*, verify: bool = False) -> ssl.SSLContext:
     """The context towards next hops. Opportunistic (RFC 7435) unless `verify`: any certificate is better than clear."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

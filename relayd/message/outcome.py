@@ -34,7 +34,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     reply: the peer's, or one composed here (RFC 3463 code) where no peer answered. host: "name[address]:port" of the
     peer, empty where none was reached. uncertain: the final dot was sent and its answer lost, so the peer may have
-    the message already (RFC 1047).
+    the message already (RFC 1047). final: of a session that did not come about, that no other host is asked.
     """
 
     verdict: Verdict
@@ -42,3 +42,4 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     reply: Reply
     host: str = ""
     uncertain: bool = False
+    final: bool = False

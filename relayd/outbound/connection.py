@@ -6,16 +6,14 @@ whether a stage goes on: meaning is `classify`'s, recipients are `delivery`'s, k
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 
 import msgspec
-from aiosmtplib.errors import SMTPException
 from aiosmtplib.esmtp import parse_esmtp_extensions
 
 from relayd.message.outcome import Outcome
 from relayd.message.site import Host
-from relayd.outbound.classify import DATA, EHLO, GREETING, MAIL, RCPT, Stage, Step, goes_on, ruling
+from relayd.outbound.classify import DATA, EHLO, GREETING, MAIL, RCPT, STARTTLS, Stage, Step, goes_on, ruling
 from relayd.outbound.protocol import BLOCK, PipeliningProtocol
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -42,6 +40,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     dot: float = 600
     rset: float = 20
     quit: float = 2
+    login: float = 60
 
 
 class Transaction(msgspec.Struct, gc=False):
@@ -142,20 +141,29 @@ class Connection:
             answer = await self._ask(b"HELO " + name, self._timeouts.ehlo)
         return None if goes_on(EHLO, answer) else self.outcome(EHLO, answer)
 
-    async def secure(self, context: ssl.SSLContext, hostname: str) -> bool:
-        """STARTTLS and EHLO again (RFC 3207 §4.2). False: that failed, and the connection is closed."""
-        try:
-            await self._protocol.start_tls(context, self.host.name, timeout=self._timeouts.starttls)
-        except (SMTPException, OSError, ValueError) as error:  # ValueError: not a name that SNI can carry
-            self.abort(f"STARTTLS failed ({error})")
-            return False
-        except asyncio.CancelledError:
-            self.abort("cut off")
-            raise
-        if await self.hello(hostname) is None:
-            return True
-        self.abort("EHLO failed under TLS")
-        return False
+    async def secure(self, context: ssl.SSLContext, hostname: str) -> Outcome | None:
+        """STARTTLS, handshake, EHLO again (RFC 3207 §4.2); an outcome when that failed."""
+        answer = await self._ask(b"STARTTLS", self._timeouts.starttls)
+        if answer is None:
+            return self.outcome(STARTTLS, None)
+        if not goes_on(STARTTLS, answer):
+            return self.insecure(reply.tls_missing(self.label, f"STARTTLS was answered {answer}"))
+        return await self.handshake(context) or await self.hello(hostname)
+
+    async def handshake(self, context: ssl.SSLContext) -> Outcome | None:
+        """TLS from the next octet on; an outcome when it failed. What was learnt in clear is forgotten."""
+        self.extensions = {}
+        why = await self._protocol.upgrade(context, self.host.name, self._timeouts.starttls)
+        return self.insecure(reply.tls_failed(self.label, why)) if why else None
+
+    def insecure(self, answer: Reply) -> Outcome:
+        """What the table makes of a session without the TLS it should have."""
+        verdict = ruling(STARTTLS, answer)
+        return Outcome(verdict.verdict, verdict.scope, reply.shortened(answer), self.label)
+
+    async def command(self, line: bytes, silence: float) -> Reply | None:
+        """Say one line, without its CRLF; the answer, None when none came. ValueError: a control character in it."""
+        return await self._ask(line, silence)
 
     async def transact(self, transaction: Transaction) -> None:
         """Fill in the transaction's replies. Afterwards the connection is ready for the next one, or not usable."""

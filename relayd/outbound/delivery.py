@@ -98,9 +98,11 @@ class Delivery:
             return
         while attempt.left:
             permitted = _any_address if site.terms.trusted else self._permitted
-            connection = await self._connector.open(host, address, permitted)
+            connection = await self._connector.open(host, address, site, permitted)
             if isinstance(connection, Outcome):
                 attempt.trouble = connection
+                if connection.final:
+                    attempt.end(connection)
                 break
             if await self._over(connection, site, attempt) is not None:
                 break

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
@@ -37,6 +36,7 @@ from relayd.smtp.address import route_key
 from relayd.spool.bodies import Reading
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message, Result
+from relayd.tls import NextHopContexts
 
 MAX_RESOLVING = 100
 """Domains resolved at once."""
@@ -78,7 +78,7 @@ class Dispatcher:
         queue: Queue,
         scheduler: Scheduler,
         resolver: Resolver,
-        tls_context: ssl.SSLContext,
+        contexts: NextHopContexts,
         random: Random,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  # frozen
     ) -> None:
@@ -86,7 +86,7 @@ class Dispatcher:
         self._scheduler = scheduler
         self._router = router
         self._pool = Pool()
-        self._connector = Connector(hostname, tls_context, timeouts)
+        self._connector = Connector(hostname, contexts, timeouts)
         permitted = Permitted(settings.private_next_hops)
         self._delivery = Delivery(self._connector, self._pool, resolver, permitted, random)
         self._contents = Contents(queue)

@@ -1,18 +1,17 @@
 """The wire of one outbound session: bytes to replies, any number of them awaited at once (RFC 2920).
 
-Builds on aiosmtplib's protocol for lifecycle, TLS upgrade and flow control, and replaces how replies are read: its own
-reading keeps one reply and loses the rest. Knows no verbs. The law it holds: bytes that arrive when no reply is awaited
-end the connection, because from then on no answer could be trusted to be the answer to its command.
+Builds on aiosmtplib's protocol for lifecycle and flow control, and replaces how replies are read: its own reading keeps
+one reply and loses the rest. Knows no verbs but QUIT. The law it holds: bytes that arrive when no reply is awaited end
+the connection, because from then on no answer could be trusted to be the answer to its command.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 
-from aiosmtplib.errors import SMTPServerDisconnected
 from aiosmtplib.protocol import SMTPProtocol
-from aiosmtplib.response import SMTPResponse
 
 from relayd.smtp.reply import ProtocolError, Reply, ReplyParser
 
@@ -140,14 +139,36 @@ class PipeliningProtocol(SMTPProtocol):
         self._stop_timer()
         self._wake()
 
-    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # as in the base
-        """For `start_tls` of the base, which reads its one reply through this."""
-        self.expect(1)
-        replies = await self.answers(timeout or 0)
-        # Bytes behind the 220 in the same segment were put there by someone else (RFC 3207 §4.2): `failure` is set.
-        if not replies or self.failure:
-            raise SMTPServerDisconnected(self.failure)
-        return SMTPResponse(replies[0].code, replies[0].text)
+    async def upgrade(self, context: ssl.SSLContext, name: str, seconds: float) -> str:
+        """TLS from the next octet on, within `seconds`; why that failed, empty when it is there.
+
+        Whoever spoke in clear before it, in the segment of the 220 or unasked, may be someone else (RFC 3207 §4.2):
+        then `failure` is set by now, or these octets are here still, and nothing is said under TLS.
+        """
+        if self._replies or self._parser.pending:
+            self.fail("spoke in clear before TLS")
+        if self.failure or self.transport is None:
+            return self.failure or "connection lost"
+        try:
+            self.transport = await self._loop.start_tls(
+                self.transport,  # type: ignore[arg-type]  # as in send
+                self,
+                context,
+                server_hostname=name,
+                ssl_handshake_timeout=seconds,
+            )
+        except asyncio.CancelledError:
+            self._lost("cut off")
+            raise
+        except (OSError, ValueError) as error:  # ValueError: not a name that SNI can carry
+            self._lost(_reason(error))
+        return self.failure
+
+    def _lost(self, why: str) -> None:
+        """The end in a handshake, which asyncio's transports do not tell the protocol of."""
+        self.fail(why)
+        if self.transport is not None:
+            self.connection_lost(None)
 
     async def _drained(self, silence: float) -> None:
         """Wait until the peer has taken what was written; cancelled, the connection is over."""
@@ -189,3 +210,12 @@ class PipeliningProtocol(SMTPProtocol):
     def _wake(self) -> None:
         if self._wakened is not None and not self._wakened.done():
             self._wakened.set_result(None)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a handshake failed, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.lower().replace("_", " ")
+    return str(error) or "connection lost"

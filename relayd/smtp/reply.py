@@ -163,6 +163,8 @@ NO_ADDRESS = Reply(550, "5.4.4", "No usable address for the destination's hosts"
 NO_ADDRESS_YET = Reply(451, "4.4.4", "No usable address for the configured next hops")
 TOO_LARGE_THERE = Reply(552, "5.3.4", "Message larger than the next hop takes")
 NO_SMTPUTF8_THERE = Reply(550, "5.6.7", "The next hop does not take internationalized addresses")
+SOURCE_UNUSABLE = Reply(451, "4.3.5", "The configured source address cannot be used; the message is kept")
+NO_CREDENTIALS = Reply(451, "4.3.5", "The credentials for the next hop cannot be read; the message is kept")
 
 
 _NOT_TRIED = "Not tried now, as the site was not reached: "
@@ -188,6 +190,21 @@ def not_tried(last: Reply) -> Reply:
 def is_unreached(reply: Reply) -> bool:
     """Whether it says, as composed here, that no session came about or that one was lost."""
     return reply.code == 451 and reply.enhanced in ("4.4.1", "4.4.2")
+
+
+def tls_missing(host: str, why: str) -> Reply:
+    """TLS that is required did not begin (RFC 3463 X.7.4, security features not supported)."""
+    return Reply(451, "4.7.4", f"{host}: TLS is required, but {why}")
+
+
+def tls_failed(host: str, why: str) -> Reply:
+    """A handshake failed, or the certificate is not the one required (RFC 3463 X.7.5, cryptographic failure)."""
+    return Reply(451, "4.7.5", f"{host}: TLS handshake failed: {why}")
+
+
+def login_missing(host: str) -> Reply:
+    """A next hop cannot be logged in to with the credentials configured for it (RFC 3463 X.7.4)."""
+    return Reply(451, "4.7.4", f"{host}: offers no mechanism for our credentials")
 
 
 # --- composed by the resolver, where a name leads to no host ---------------------------------------------------------

@@ -2,7 +2,7 @@
 
     peer = await SmtpPeer.start({"RCPT": ["250 ok", "550 5.1.1 no such user"], "DOT": DROP})
 
-Keys: GREETING, EHLO, HELO, STARTTLS, MAIL, RCPT, DATA, BODY (in its midst), DOT, RSET, NOOP, QUIT. A value is one answer for always, a list
+Keys: GREETING, EHLO, HELO, STARTTLS, AUTH, RESPONSE (what follows 334), MAIL, RCPT, DATA, BODY (in its midst), DOT, RSET, NOOP, QUIT. A value is one answer for always, a list
 whose answers are used up one by one (the default follows), or a function, async or not, of (session, line). An answer is text (one
 reply, CRLF is added), bytes (sent as they are), or one of DROP (FIN), RESET (RST), SILENCE, BROKEN_TLS.
 """
@@ -46,12 +46,17 @@ class Received:
 
 @dataclass
 class Session:
-    """One connection. lines: commands without CRLF. ahead: commands that came before the answer to the one before."""
+    """One connection. lines: commands without CRLF. ahead: commands that came before the answer to the one before.
+
+    client: the address it came from.
+    """
 
     lines: list[str] = field(default_factory=list)
     raw: bytearray = field(default_factory=bytearray)
     ahead: int = 0
     tls: bool = False
+    client: str = ""
+    challenged: bool = False
     mail: str = ""
     recipients: list[str] = field(default_factory=list)
     closed: bool = False
@@ -84,11 +89,12 @@ class SmtpPeer:
         capabilities: Sequence[str] = CAPABILITIES,
         tls: ssl.SSLContext | None = None,
         ahead_of_tls: bytes = b"",
+        implicit_tls: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> SmtpPeer:
         peer = cls(script or {}, capabilities, tls, ahead_of_tls)
-        peer._server = await asyncio.start_server(peer._connected, host, port)
+        peer._server = await asyncio.start_server(peer._connected, host, port, ssl=tls if implicit_tls else None)
         return peer
 
     @property
@@ -123,7 +129,7 @@ class SmtpPeer:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
-        session = Session()
+        session = Session(tls=writer.get_extra_info("sslcontext") is not None, client=writer.get_extra_info("peername")[0])
         self.sessions.append(session)
         conversation = _Conversation(self, session, reader, writer)
         try:
@@ -143,10 +149,12 @@ class SmtpPeer:
     def answer(self, verb: str, session: Session, line: str) -> Answer | Awaitable[Answer]:
         scripted = self.script.get(verb)
         if isinstance(scripted, list):
-            return scripted.pop(0) if scripted else self._usual(verb, session)
+            scripted = scripted.pop(0) if scripted else None
         if callable(scripted):
             return scripted(session, line)
-        return self._usual(verb, session) if scripted is None else scripted
+        if scripted is not None:
+            return scripted
+        return _welcome(session, line) if verb in {"AUTH", "RESPONSE"} else self._usual(verb, session)
 
     def _usual(self, verb: str, session: Session) -> Answer:
         match verb:
@@ -174,6 +182,14 @@ class SmtpPeer:
         return "500 5.5.1 what?"
 
 
+def _welcome(session: Session, line: str) -> Answer:
+    """Anybody, after what the mechanism asks for: LOGIN wants two responses, the others one, perhaps at once."""
+    started = next(at for at, said in enumerate(session.lines) if said.startswith("AUTH "))
+    _, mechanism, *initial = session.lines[started].split(" ")
+    responses = len(initial) + len(session.lines) - started - 1
+    return "334 " if responses < (2 if mechanism == "LOGIN" else 1) else "235 2.7.0 welcome"
+
+
 class _Conversation:
     def __init__(
         self, peer: SmtpPeer, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -189,9 +205,10 @@ class _Conversation:
         while True:
             line = (await self._until(b"\r\n")).decode("utf-8", "replace")
             self._session.lines.append(line)
-            verb = line[:8].split(" ")[0].split(":")[0].upper()
+            verb = "RESPONSE" if self._session.challenged else line[:8].split(" ")[0].split(":")[0].upper()
             self._session.ahead += bool(self._buffer)
             said = await self._say(verb, line)
+            self._session.challenged = said.startswith("334")
             if verb == "QUIT":
                 return
             await self._follow(verb, line, said)

@@ -52,16 +52,23 @@ async def relay(tmp_path):
 
 
 @pytest.fixture
-def events(tmp_path):
-    """`events("deferred")`: the log's lines of an event, so far."""
-    path = tmp_path / "events"
+def log_file(tmp_path):
+    path = tmp_path / "log"
     log.configure(str(path), "info")
-
-    def of(event: str) -> list[dict[str, object]]:
-        return [line for line in map(json.loads, path.read_bytes().splitlines()) if line["event"] == event]
-
-    yield of
+    yield path
     log.configure("-", "info")
+
+
+@pytest.fixture
+def events(log_file):
+    """`events("deferred")`: the log's lines of an event, so far."""
+    return lambda event: [line for line in map(json.loads, log_file.read_bytes().splitlines()) if line["event"] == event]
+
+
+@pytest.fixture
+def alerts(events):
+    """`alerts()`: what the operator was told so far."""
+    return lambda: events("alert")
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from relayd import tls
+from relayd import clock, tls
 from relayd.config import schema
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
-from relayd.message.site import Host, Site, Terms, Way
+from relayd.message.site import Host, Site, Source, Terms, Way
 from relayd.outbound.addresses import Permitted
 from relayd.outbound.connection import Timeouts
 from relayd.outbound.connector import Connector
+from relayd.outbound.credentials import Credentials
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
@@ -31,16 +32,20 @@ from relayd.spool.shard import JournalStore
 from tests.fakes.smtp_peer import SmtpPeer
 
 BODY = b"Subject: test\r\n\r\nhello\r\n"
-QUICK = Timeouts(*[10.0] * 10, quit=0.2)
+QUICK = Timeouts(*[10.0] * 10, quit=0.2, login=10)
 """Long enough for a busy machine: no test waits for one of these to pass."""
 
-IMPATIENT = Timeouts(connect=10, banner=1, ehlo=1, starttls=1, mail=1, rcpt=1, data=1, block=1, dot=1, rset=1, quit=0.2)
+IMPATIENT = Timeouts(
+    connect=10, banner=1, ehlo=1, starttls=1, mail=1, rcpt=1, data=1, block=1, dot=1, rset=1, quit=0.2, login=1
+)
 """For peers that stay silent."""
 
 NOBODY = "127.0.0.1:9"
 """A name server that does not answer."""
 
-CONTEXT = tls.next_hop_context()
+NO_SOURCE = Source()
+
+CONTEXTS = tls.next_hop_contexts()
 
 
 def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len(BODY), **fields) -> Envelope:
@@ -55,16 +60,36 @@ def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len
     )
 
 
-def site_of(*hosts: SmtpPeer | tuple[str, int], trusted: bool = True) -> Site:
-    named = (Host("127.0.0.1", host.port) if isinstance(host, SmtpPeer) else Host(*host) for host in hosts)
-    return Site(tuple((host,) for host in named), Terms(trusted=trusted))
+def site_of(
+    *hosts: SmtpPeer | Host | tuple[str, int], trusted: bool = True, source: Source = NO_SOURCE, **terms
+) -> Site:
+    named = tuple(map(_host, hosts))
+    return Site(tuple((host,) for host in named), Terms(trusted=trusted, **terms), source)
+
+
+def _host(said: SmtpPeer | Host | tuple[str, int]) -> Host:
+    match said:
+        case SmtpPeer():
+            return Host("127.0.0.1", said.port)
+        case Host():
+            return said
+    return Host(*said)
 
 
 class Carrier:
     """Delivery, its pool and its connector."""
 
-    def __init__(self, timeouts: Timeouts = QUICK, nameserver: str = NOBODY, networks: Sequence[str] = ()) -> None:
-        self.connector = Connector("relay.example", CONTEXT, timeouts)
+    def __init__(
+        self,
+        timeouts: Timeouts = QUICK,
+        nameserver: str = NOBODY,
+        networks: Sequence[str] = (),
+        *,
+        contexts: tls.NextHopContexts = CONTEXTS,
+        credentials: Mapping[str, Credentials] | None = None,
+        now: Callable[[], float] = clock.monotonic,
+    ) -> None:
+        self.connector = Connector("relay.example", contexts, timeouts, credentials, now)
         self.pool = Pool()
         self.resolver = Resolver([nameserver], "relay.example")
         permitted = Permitted(schema.Delivery(private_next_hops=tuple(networks)).private_next_hops)
@@ -123,7 +148,7 @@ class Relay:
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,
-            tls_context=CONTEXT,
+            contexts=CONTEXTS,
             random=random.Random(1),
             timeouts=timeouts,
         )

@@ -192,10 +192,10 @@ class WithoutIPv6:
     def __getattr__(self, name):
         return getattr(self._loop, name)
 
-    async def create_connection(self, factory, host, port):
+    async def create_connection(self, factory, host, port, **options):
         if ":" in host:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        return await self._loop.create_connection(factory, host, port)
+        return await self._loop.create_connection(factory, host, port, **options)
 
 
 async def test_without_ipv6_a_hosts_ipv4_address_is_used(start, dns, monkeypatch):

@@ -119,7 +119,7 @@ async def test_last_in_first_out(start, carrier):
     peer = await start()
     site = site_of(peer)
     pool = Pool()
-    one, two = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", lambda _: True) for _ in range(2)]
+    one, two = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", site, lambda _: True) for _ in range(2)]
     pool.put(site, one)
     pool.put(site, two)
     assert pool.take(site) is two
