@@ -161,7 +161,9 @@ SHUTTING_DOWN = Reply(451, "4.3.2", "Shut down during the attempt")
 NO_DOMAIN = Reply(451, "4.3.5", "The recipient has no domain and no route takes it")
 NO_ADDRESS = Reply(550, "5.4.4", "No usable address for the destination's hosts")
 NO_ADDRESS_YET = Reply(451, "4.4.4", "No usable address for the configured next hops")
+NO_ADDRESS_FROM_HERE = Reply(451, "4.4.4", "No address that the configured source or address family can reach")
 TOO_LARGE_THERE = Reply(552, "5.3.4", "Message larger than the next hop takes")
+NO_8BITMIME_THERE = Reply(554, "5.6.3", "The next hop does not take 8-bit content")  # RFC 6152 §3
 NO_SMTPUTF8_THERE = Reply(550, "5.6.7", "The next hop does not take internationalized addresses")
 
 

@@ -53,9 +53,9 @@ def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len
     )
 
 
-def site_of(*hosts: SmtpPeer | tuple[str, int], trusted: bool = True) -> Site:
+def site_of(*hosts: SmtpPeer | tuple[str, int], trusted: bool = True, **terms) -> Site:
     named = (Host("127.0.0.1", host.port) if isinstance(host, SmtpPeer) else Host(*host) for host in hosts)
-    return Site(tuple((host,) for host in named), Terms(trusted=trusted))
+    return Site(tuple((host,) for host in named), Terms(trusted=trusted, **terms))
 
 
 class Carrier:
