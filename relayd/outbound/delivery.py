@@ -41,7 +41,7 @@ _NO_ADDRESS_FROM_HERE = Outcome(Verdict.DEFERRED, Scope.SITE, reply.NO_ADDRESS_F
 
 
 class Delivery:
-    """Carries entries to sites. Between attempts connections are the pool's; what hosts have shown is in `hosts`."""
+    """Carries entries to sites. Between attempts connections are the pool's, what hosts showed is `HostMemory`'s."""
 
     def __init__(
         self, connector: Connector, pool: Pool, resolver: Resolver, permitted: Permitted, random: Random
@@ -135,7 +135,7 @@ class Delivery:
     async def _over(self, connection: Connection, site: Site, attempt: Attempt) -> Stage | None:
         """Transactions until nobody is left or the session is over; the stage at which it was lost, if it was."""
         lost = None
-        chunking = connection.chunking
+        chunked = connection.chunking
         try:
             attempt.fit(connection, site.terms)
             attempt.sessions += bool(attempt.left)
@@ -147,17 +147,21 @@ class Delivery:
         except BaseException:
             connection.abort("given up in the middle of a transaction")
             raise
-        now = clock.monotonic()
-        if chunking and not connection.chunking:
-            self._hosts.lacks_bdat((connection.address, connection.host.port, site.source), now)
-        if connection.transactions > connection.limit:
-            self._hosts.ended_after(site, connection.limit, now)
+        self._learn(connection, site, chunked=chunked)
         if lost is not None:
             connection.abort(f"lost at {lost.label}")
         elif connection.usable:
-            connection.limit = min(connection.limit, self._hosts.messages(site, now))
             self._pool.put(site, connection)
         return lost
+
+    def _learn(self, connection: Connection, site: Site, *, chunked: bool) -> None:
+        """Remember what the session showed, and hold it to what others did. chunked: it began by BDAT."""
+        now = clock.monotonic()
+        if chunked and not connection.chunking:
+            self._hosts.lacks_bdat((connection.address, connection.host.port, site.source), now)
+        if connection.transactions > connection.limit:
+            self._hosts.ended_after(site, connection.limit, now)
+        connection.limit = min(connection.limit, self._hosts.messages(site, now))
 
     async def _addresses(self, host: Host, site: Site, attempt: Attempt) -> list[str]:
         found = await self._resolver.addresses(host.name)

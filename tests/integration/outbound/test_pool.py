@@ -8,9 +8,10 @@ import pytest
 from relayd import clock, metrics
 from relayd.message.outcome import Verdict
 from relayd.outbound import pool as pooling
+from relayd.outbound.attempt import Attempt
 from relayd.outbound.pool import Pool
 from tests.fakes.smtp_peer import DROP, SILENCE
-from tests.integration.outbound.rig import site_of
+from tests.integration.outbound.rig import BODY, envelope, site_of
 
 DELIVERED, DEFERRED = Verdict.DELIVERED, Verdict.DEFERRED
 
@@ -47,6 +48,15 @@ async def test_a_connection_closed_while_idle_is_a_free_retry(start, carrier, ev
     outcome = (await carrier.carry(peer))[0]
     assert outcome.verdict is DELIVERED
     assert len(peer.sessions) == 2
+
+
+async def test_a_free_retry_leaves_no_trace_in_the_attempt(start, carrier):
+    peer = await start({"MAIL": ["250 ok", "421 4.4.2 idle timeout"]})
+    await carrier.carry(peer)
+    attempt = Attempt(envelope("b@peer.example"), (0,), BODY)
+    await carrier.delivery._carry(site_of(peer), attempt)
+    assert attempt.outcomes[0].verdict is DELIVERED
+    assert (attempt.sessions, attempt.lost, attempt.trouble, attempt.refusal) == (1, 0, None, None)
 
 
 async def test_a_421_to_mail_on_a_fresh_connection_is_no_free_retry(start, carrier):
