@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relayd import clock
 from relayd.message.outcome import Scope, Verdict
@@ -19,7 +20,7 @@ from relayd.outbound.attempt import Attempt
 from relayd.smtp import reply
 from tests.fakes.dns_server import DnsServer
 from tests.fakes.smtp_peer import DROP, RESET
-from tests.integration.outbound.rig import BODY, Carrier, envelope, site_of
+from tests.integration.outbound.rig import BODY, QUICK, Carrier, envelope, site_of
 
 DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
 
@@ -104,6 +105,33 @@ async def test_a_dead_host_costs_the_first_message_only(start, dns, looking_up):
         looking_up.pool.renew()
         assert (await looking_up.carry(site))[0].verdict is DELIVERED
     assert (len(dead.sessions), len(peer.sessions)) == (1, 5)
+
+
+@pytest.fixture
+def full_port():
+    """One whose queue of connections is full: whoever wants another one hears nothing."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
+async def test_attack_31_silence_at_connecting_costs_one_message_the_wait(start, full_port):
+    carrier = Carrier(replace(QUICK, connect=2.0))
+    peer, loop = await start(), asyncio.get_running_loop()
+    waits = []
+    for _ in range(3):
+        carrier.pool.renew()
+        begun = loop.time()
+        assert (await carrier.carry(site_of(("127.0.0.1", full_port), peer)))[0].verdict is DELIVERED
+        waits.append(loop.time() - begun >= 1.9)
+    assert waits == [True, False, False]
+    await carrier.close()
 
 
 async def test_a_host_is_asked_again_after_two_minutes_and_forgiven(start, carrier, monkeypatch):
