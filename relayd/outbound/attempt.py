@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from relayd.message import dsn
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome, Scope, Verdict
+from relayd.message.site import Terms
 from relayd.outbound.classify import DATA, DOT, MAIL, RCPT, Stage, Step, goes_on, ruling
 from relayd.outbound.connection import Connection, Transaction
+from relayd.outbound.patterns import Category, category
 from relayd.smtp import address, framing, reply
 from relayd.smtp.reply import Reply
 from relayd.spool.bodies import Reading, Stream
@@ -24,8 +26,9 @@ class Attempt:
     """One entry on its way.
 
     left: recipients without outcome, in order. outcomes: of the others. uncertain: whether one of these is. trouble:
-    what those left get when there is no further host. tried: addresses and ports asked in vain. transactions: how many
-    were begun.
+    what those left get when there is no further host. refusal: what ended the last host, None where none did. tried:
+    addresses and ports asked in vain. transactions: how many were begun. sessions: how many got as far as MAIL; lost:
+    how many of these were lost.
     """
 
     def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes | Reading) -> None:
@@ -33,15 +36,18 @@ class Attempt:
         self.outcomes: dict[int, Outcome] = {}
         self.uncertain = False
         self.trouble: Outcome | None = None
+        self.refusal: Outcome | None = None
         self.tried: set[tuple[str, int]] = set()
         self.transactions = 0
+        self.sessions = 0
+        self.lost = 0
         self._envelope = envelope
         self._body = body
         self._content: bytes | None = None
         self._batch: list[int] = []
         self._open: tuple[Connection, Transaction] | None = None
 
-    def fit(self, connection: Connection) -> None:
+    def fit(self, connection: Connection, terms: Terms) -> None:
         """Settle those whose mail this peer says it cannot take."""
         limit = connection.extensions.get("size", "")
         # RFC 1870 §3: 0 or nothing means no fixed limit.
@@ -51,6 +57,17 @@ class Attempt:
             # RFC 6531 §3.5: addresses and the header count; a body that is merely 8-bit goes as it is.
             needing = [recipient for recipient in self.left if self._needs_smtputf8(recipient)]
             self._give(needing, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_SMTPUTF8_THERE, connection.label))
+        if terms.refuse_8bit and self._envelope.eightbit and "8bitmime" not in connection.extensions:
+            self._give(self.left, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_8BITMIME_THERE, connection.label))
+
+    def refused(self, outcome: Outcome) -> None:
+        """A host is of no use: its outcome, unless another one serves."""
+        self.trouble = self.refusal = outcome
+
+    def forget(self) -> None:
+        """What was lost last had been closed before: that says nothing about the host."""
+        self.trouble = self.refusal = None
+        self.sessions -= 1
 
     def begin(self, connection: Connection) -> Transaction:
         """The next transaction: the recipients left, as many as the peer takes. ValueError when the body is damaged."""
@@ -60,7 +77,8 @@ class Attempt:
         transaction = Transaction(
             self._mail(connection.extensions).encode(),
             [f"RCPT TO:<{recipients[recipient]}>".encode() for recipient in self._batch],
-            self._stuffed(),
+            self._unstuffed() if connection.chunking else self._stuffed(),
+            self._octets() if connection.chunking else 0,
         )
         self._open = (connection, transaction)
         return transaction
@@ -68,20 +86,27 @@ class Attempt:
     def judge(self) -> Stage | None:
         """Give each recipient of the transaction what the table says. The stage at which the session was lost, or None.
 
-        Those whose session was lost before their answer stay in `left`, and `trouble` says why.
+        Those whose session was lost before their answer stay in `left`, and `trouble` says why. So do those of whom the
+        answer was not: the peer takes no more messages in this session, or none by BDAT; `connection` then knows.
         """
         if self._open is None:
             return None
         (connection, transaction), self._open = self._open, None
         if not goes_on(MAIL, transaction.sender):
+            if connection.transactions > 1 and _has_had_its_messages(transaction.sender):
+                connection.limit = connection.transactions - 1
+                connection.close()
+                return None
             return self._apply(connection, MAIL, transaction.sender, self.left)
         accepted, lost = self._judge_recipients(connection, transaction)
         if lost is not None or not accepted:
             return lost
-        if not goes_on(DATA, transaction.data):
-            return self._apply(connection, DATA, transaction.data, accepted)
+        if transaction.chunk and transaction.unknown:
+            connection.chunking = False
+            return None
         if not transaction.dot_sent:
-            return self._apply(connection, DATA, None, accepted)
+            answer = None if goes_on(DATA, transaction.data) else transaction.data
+            return self._apply(connection, DATA, answer, accepted)
         if not goes_on(DOT, transaction.dot):
             return self._apply(connection, DOT, transaction.dot, accepted)
         assert transaction.dot is not None
@@ -91,7 +116,9 @@ class Attempt:
 
     def end(self, outcome: Outcome) -> None:
         """The attempt is over: what is known of a transaction that was cut off counts, the rest get `outcome`."""
+        refusal = self.refusal
         self.judge()
+        self.refusal = refusal  # what was cut off here, nobody refused
         if self.left:
             self._give(self.left, outcome)
 
@@ -113,7 +140,7 @@ class Attempt:
         outcome = connection.outcome(stage, answer)
         match ruling(stage, answer).step:
             case Step.NEXT_HOST:
-                self.trouble = outcome
+                self.refused(outcome)
                 return stage
             case Step.SETTLE | Step.NEW_TRANSACTION:
                 self._give(to, outcome)
@@ -150,7 +177,26 @@ class Attempt:
         if isinstance(self._body, Reading):
             return self._body.stream()  # checked as it was opened
         if self._content is None:
-            if self._body and not self._body.endswith(b"\r\n"):
-                raise ValueError("a stored message does not end in CRLF")
-            self._content = framing.stuffed(self._body)
+            self._content = framing.stuffed(_whole(self._body))
         return self._content
+
+    def _octets(self) -> int:
+        """Of the body as it is stored; 0, and it goes by DATA, when there is none."""
+        return self._body.octets if isinstance(self._body, Reading) else len(self._body)
+
+    def _unstuffed(self) -> bytes | Stream:
+        """The body as it is stored, without its last octet."""
+        if isinstance(self._body, Reading):
+            return self._body.stream(stuffed=False)
+        return _whole(self._body)[:-1]
+
+
+def _whole(body: bytes) -> bytes:
+    if body and not body.endswith(b"\r\n"):
+        raise ValueError("a stored message does not end in CRLF")
+    return body
+
+
+def _has_had_its_messages(answer: Reply | None) -> bool:
+    """Whether a refused MAIL says that this session has had its messages, and the next one may have more."""
+    return answer is not None and category(MAIL, answer) is Category.SESSION_LIMIT

@@ -16,13 +16,18 @@ from relayd.message.site import Host
 from relayd.outbound.classify import DATA, EHLO, GREETING, MAIL, RCPT, STARTTLS, Stage, Step, goes_on, ruling
 from relayd.outbound.protocol import BLOCK, PipeliningProtocol
 from relayd.smtp import reply
+from relayd.smtp.limits import parse as parse_limits
 from relayd.smtp.reply import Reply
 from relayd.spool.bodies import Stream
 
 RECIPIENTS = 50
 """Recipients of one transaction; RFC 5321 §4.5.3.1.8 obliges servers to 100, pipelined commands stay under 32 KiB."""
 
+MESSAGES = 100
+"""Transactions of one connection, where neither its site nor its peer says otherwise."""
+
 _DOT = b".\r\n"
+_LAST = b"\n"  # octet of every body, as it ends in CRLF
 _CONTROLS = bytes(range(0x20)) + b"\x7f"
 
 
@@ -46,13 +51,16 @@ class Timeouts(msgspec.Struct, frozen=True):
 class Transaction(msgspec.Struct, gc=False):
     """A message on its way to some recipients of one domain, and what was answered so far.
 
-    mail, rcpt: the commands without CRLF. content: the body, stuffed, or its file's stream. Replies are None (or
-    missing at the end of `recipients`) where none came. dot_sent: the peer may have taken the message from here on.
+    mail, rcpt: the commands without CRLF. content: the body, stuffed, or its file's stream. chunk: octets of the body
+    where it goes in one chunk, by BDAT (RFC 3030): content is then as stored, without its last octet; 0: by DATA.
+    Replies are None (or missing at the end of `recipients`) where none came. dot: to the dot or to BDAT. dot_sent: the
+    peer may have taken the message from here on.
     """
 
     mail: bytes
     rcpt: list[bytes]
     content: bytes | Stream
+    chunk: int = 0
     sender: Reply | None = None
     recipients: list[Reply] = []
     data: Reply | None = None
@@ -61,8 +69,8 @@ class Transaction(msgspec.Struct, gc=False):
 
     @property
     def commands(self) -> bytes:
-        """All up to the content."""
-        return _lines(self.mail, *self.rcpt, b"DATA")
+        """All that goes in one write: BDAT waits for the answers, because no answer stops what follows it."""
+        return _lines(self.mail, *self.rcpt) if self.chunk else _lines(self.mail, *self.rcpt, b"DATA")
 
     def answered(self, replies: list[Reply]) -> None:
         """Take the replies to `commands`, as many as came."""
@@ -80,6 +88,12 @@ class Transaction(msgspec.Struct, gc=False):
                 if goes_on(RCPT, answer):
                     return True
         return False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the chunk went to a peer that does not know BDAT, though it offered CHUNKING."""
+        answer = self.dot if self.dot_sent else self.data
+        return answer is not None and 500 <= answer.code <= 504
 
     @property
     def over(self) -> bool:
@@ -101,6 +115,10 @@ class Connection:
         self.transactions = 0
         self.batch = RECIPIENTS
         """Recipients this peer takes at once: lowered when it says 452."""
+        self.limit = MESSAGES
+        """Transactions after which it is closed: lowered to what the peer took when it takes no more."""
+        self.chunking = False
+        """Whether bodies go by BDAT."""
         self.extensions: dict[str, str] = {}
         self._protocol = protocol
         self._timeouts = timeouts
@@ -165,21 +183,32 @@ class Connection:
         """Say one line, without its CRLF; the answer, None when none came. ValueError: a control character in it."""
         return await self._ask(line, silence)
 
+    def agree(self, messages: int, *, chunking: bool) -> None:
+        """Hold to what the site says, and to what the peer said in its last answer to EHLO (RFC 9422)."""
+        self.chunking = chunking and "chunking" in self.extensions
+        self.limit = messages
+        if said := self.extensions.get("limits"):
+            limits = parse_limits(said)
+            self.limit = min(messages, limits.mails or messages)
+            self.batch = min(RECIPIENTS, limits.recipients or RECIPIENTS)
+
     async def transact(self, transaction: Transaction) -> None:
         """Fill in the transaction's replies. Afterwards the connection is ready for the next one, or not usable."""
         self.transactions += 1
         if "pipelining" in self.extensions:
             # RFC 2920 §3.1: MAIL, RCPT and DATA in one write.
-            replies = len(transaction.rcpt) + 2
+            replies = len(transaction.rcpt) + (1 if transaction.chunk else 2)
             transaction.answered(await self._protocol.exchange(transaction.commands, replies, self._timeouts.rcpt))
         else:
             await self._envelope_in_turn(transaction)
         if transaction.over:
             # Even if the peer talks on: those it took go to the next host too, and must not have the message twice.
             self.abort("ended the session at RCPT")
-        elif goes_on(DATA, transaction.data):
+        elif (transaction.wanted if transaction.chunk else goes_on(DATA, transaction.data)):
             await self._content(transaction)
-        if transaction.dot is None and self.usable:
+        if (transaction.dot is None or (transaction.chunk and transaction.unknown)) and self.usable:
+            # Where BDAT was unknown, the first answer is to the body's first line, which is no command (a trace field):
+            # RSET then seems to be refused, and the connection ends before anything in the body is taken for an answer.
             await self._reset()
 
     def outcome(self, stage: Stage, answer: Reply | None) -> Outcome:
@@ -204,11 +233,14 @@ class Connection:
             transaction.recipients.append(answer)
             if _ends(answer):
                 return
-        if transaction.wanted:
+        if transaction.wanted and not transaction.chunk:
             transaction.data = await self._ask(b"DATA", self._timeouts.data)
 
     async def _content(self, transaction: Transaction) -> None:
-        """What follows 354: the body and the dot, or the dot alone where no recipient was taken."""
+        """What follows 354: the body and the dot, or the dot alone where no recipient was taken. Or BDAT and its chunk.
+
+        The last octets, the dot's or the chunk's, make the message the peer's: not before all others are on their way.
+        """
         protocol = self._protocol
         if not transaction.wanted:
             if goes_on(MAIL, transaction.sender):
@@ -218,19 +250,29 @@ class Connection:
                 self.abort("took DATA without a sender")
             return
         protocol.expect(1)
-        content = transaction.content
+        content, end = transaction.content, _DOT
+        if transaction.chunk:
+            content, end = self._opened(transaction), _LAST
         if isinstance(content, bytes) and len(content) <= BLOCK:
             transaction.dot_sent = self.usable
-            protocol.send(content + _DOT)
+            protocol.send(content + end)
         elif await self._sent(content):
             transaction.dot_sent = True
-            protocol.send(_DOT)
+            protocol.send(end)
         transaction.dot = next(iter(await protocol.answers(self._timeouts.dot)), None)
         if not transaction.dot_sent:
             self._answered_early(transaction)
 
+    def _opened(self, transaction: Transaction) -> bytes | Stream:
+        """The content with BDAT before it, or, of a stream, already sent (RFC 3030 §2)."""
+        command = b"BDAT %d LAST\r\n" % transaction.chunk
+        if isinstance(transaction.content, bytes):
+            return command + transaction.content
+        self._protocol.send(command)
+        return transaction.content
+
     async def _sent(self, content: bytes | Stream) -> bool:
-        """Whether all of it is on its way, and the peer still waits for the dot. BodyError: it cannot be sent."""
+        """Whether all of it is on its way, and the peer still waits for the end. BodyError: it cannot be sent."""
         if isinstance(content, bytes):
             return await self._protocol.send_blocks(content, self._timeouts.block)
         while part := await content.next():
@@ -239,7 +281,7 @@ class Connection:
         return True
 
     def _answered_early(self, transaction: Transaction) -> None:
-        """The peer spoke before the dot: a refusal counts, anything else is out of step. The session ends."""
+        """The peer spoke before the end: a refusal counts, anything else is out of step. The session ends."""
         answer, transaction.dot = transaction.dot, None
         transaction.data = answer if answer is not None and answer.code >= 400 else None
         self.abort("answered before the end of the message")

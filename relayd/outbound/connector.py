@@ -18,7 +18,7 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from relayd import clock, log, metrics
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import Family, Host, Site, Tls
+from relayd.message.site import Host, Site, Tls
 from relayd.outbound.classify import GREETING, ruling
 from relayd.outbound.connection import Connection, Timeouts, label
 from relayd.outbound.credentials import Credentials, CredentialsError, Secret
@@ -259,14 +259,6 @@ class Connector:
             metrics.outbound_connections.dec()
         if not self._live:
             self._none_left.set()
-
-
-def reachable_from(site: Site, address: str) -> bool:
-    """Whether the site's terms and source allow the family of an address. Pure, O(1)."""
-    family = Family.IPV6 if ":" in address else Family.IPV4
-    return site.terms.family in {Family.ANY, family} and (
-        not (site.source.ipv4 or site.source.ipv6) or bool(_source(site, address))
-    )
 
 
 def _source(site: Site, address: str) -> str:

@@ -7,19 +7,20 @@ puts back; one timer closes what stays idle.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
+from collections.abc import Callable
 
 from relayd.message.site import Site
 from relayd.outbound.connection import Connection
-
-MAX_TRANSACTIONS = 100
-"""Transactions of one connection."""
 
 MAX_AGE = 300.0
 """Seconds a connection is used after it was opened (Postfix's smtp_connection_reuse_time_limit)."""
 
 MAX_IDLE = 5.0
-"""Seconds a connection may wait for the next message."""
+"""Seconds a connection may wait for the next message …"""
+
+MAX_BACKLOG_IDLE = 30.0
+"""… and while its site has mail that is not ready yet: longer, and many servers would close it themselves."""
 
 
 class Pool:
@@ -29,12 +30,16 @@ class Pool:
     connection of it is here; the timer runs while a connection is here. take and put are O(1).
     """
 
-    def __init__(self, max_idle: float = MAX_IDLE) -> None:
+    def __init__(self, backlog: Callable[[Site], bool] = lambda _: False, max_idle: float = MAX_IDLE) -> None:
+        """backlog: whether the site will have more mail soon; asked when a connection of it has been idle for long."""
+        self._backlog = backlog
         self._max_idle = max_idle
-        self._sites: dict[Site, deque[Connection]] = {}
-        # In the order they became idle, which is the order in which they expire.
-        self._idle: dict[Connection, tuple[Site, float]] = {}
+        # Connections in the order in which they were put back.
+        self._sites: dict[Site, dict[Connection, None]] = {}
+        # Site, end of the wait, its beginning: in the order of their ends, as each is a max_idle after being put here.
+        self._idle: dict[Connection, tuple[Site, float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._renewed = -math.inf
         self._closed = False
 
     def __len__(self) -> int:
@@ -43,8 +48,8 @@ class Pool:
     def take(self, site: Site) -> Connection | None:
         """The site's connection used last that is still usable, or None."""
         while (waiting := self._sites.get(site)) is not None:
-            connection = waiting.pop()
-            self._forget(connection, site, waiting)
+            connection = next(reversed(waiting))
+            self._forget(connection, site)
             if connection.usable:
                 return connection
         return None
@@ -53,17 +58,32 @@ class Pool:
         """A delivery is done with a usable connection: keep it, or close it when it has served long enough."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._closed or connection.transactions >= MAX_TRANSACTIONS or now - connection.opened >= MAX_AGE:
+        if self._closed or self._worn(connection, now):
             connection.close()
             return
-        self._sites.setdefault(site, deque()).append(connection)
-        self._idle[connection] = (site, now + self._max_idle)
+        self._sites.setdefault(site, {})[connection] = None
+        self._idle[connection] = (site, now + self._max_idle, now)
         if self._timer is None:
             self._timer = loop.call_later(self._max_idle, self._reap)
+
+    def renew(self) -> None:
+        """Close every connection opened before now, idle ones at once, others when put back: after a reload."""
+        self._renewed = asyncio.get_running_loop().time()
+        self._close_idle()
 
     def close(self) -> None:
         """QUIT on everything idle, and on whatever is put back from now on."""
         self._closed = True
+        self._close_idle()
+
+    def _worn(self, connection: Connection, now: float) -> bool:
+        return (
+            connection.transactions >= connection.limit
+            or now - connection.opened >= MAX_AGE
+            or connection.opened <= self._renewed
+        )
+
+    def _close_idle(self) -> None:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
@@ -72,23 +92,31 @@ class Pool:
             self._timer.cancel()
             self._timer = None
 
-    def _forget(self, connection: Connection, site: Site, waiting: deque[Connection]) -> None:
+    def _forget(self, connection: Connection, site: Site) -> None:
         del self._idle[connection]
+        waiting = self._sites[site]
+        del waiting[connection]
         if not waiting:
             del self._sites[site]
 
     def _reap(self) -> None:
-        """Close what has been idle for too long, O(closed); wait for the next one."""
+        """Close what has been idle for too long, O(closed or kept on); wait for the next one."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._timer = None
         while self._idle:
-            connection, (site, until) = next(iter(self._idle.items()))
+            connection, (site, until, since) = next(iter(self._idle.items()))
             if until > now:
                 self._timer = loop.call_at(until, self._reap)
                 return
-            waiting = self._sites[site]
-            # The one idle longest is the first of its site, too.
-            waiting.popleft()
-            self._forget(connection, site, waiting)
-            connection.close()
+            if self._stays(connection, site, now, since):
+                del self._idle[connection]
+                self._idle[connection] = (site, now + self._max_idle, since)
+            else:
+                self._forget(connection, site)
+                connection.close()
+
+    def _stays(self, connection: Connection, site: Site, now: float, since: float) -> bool:
+        """Whether an idle connection waits for longer than usual."""
+        within = now + self._max_idle <= since + MAX_BACKLOG_IDLE and now - connection.opened < MAX_AGE
+        return within and connection.usable and self._backlog(site)

@@ -112,19 +112,20 @@ class PipeliningProtocol(SMTPProtocol):
             self.cut()
             return
         try:
-            self._replies += self._parser.feed(data)
+            replies = self._parser.feed(data)
         except ProtocolError as error:
             # What follows an answer does not take it back: that a message was accepted, least of all.
             self._replies += error.before
             self.fail(str(error))
             return
+        self._replies += replies
         left = self._awaited - len(self._replies)
         if left < 0 or (left == 0 and self._parser.pending):
             self.fail("answered what was not asked")
         elif left == 0:
             self._wake()
-        else:
-            # Each reply gives the next one its full time.
+        elif replies:
+            # Each reply gives the next one its full time; octets that complete none would do so for ever.
             self._deadline = self._loop.time() + self._silence
 
     def eof_received(self) -> bool:

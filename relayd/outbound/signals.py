@@ -28,6 +28,13 @@ def signal(outcomes: Mapping[int, Outcome]) -> Signal:
     return said
 
 
+def demand(outcome: Outcome) -> Effect:
+    """What a refusal for now asks of the pace of its site."""
+    # Where a whole site refuses, it did so before the first message.
+    stage = GREETING if outcome.scope is Scope.SITE else None
+    return effect(category(stage, outcome.reply), stage, outcome.reply)
+
+
 def _of(outcome: Outcome) -> Signal:
     if outcome.verdict is Verdict.DELIVERED:
         return SERVED
@@ -35,9 +42,7 @@ def _of(outcome: Outcome) -> Signal:
     if not outcome.host and not site_wide:
         return NOTHING  # composed here: our own trouble, or the message's
     if outcome.verdict is Verdict.DEFERRED:
-        # Where a whole site refuses, it did so before the first message.
-        stage = GREETING if site_wide else None
-        match effect(category(stage, outcome.reply), stage, outcome.reply):
+        match demand(outcome):
             case Effect.RATE:
                 return SLOWED
             case Effect.CONNECTIONS:

@@ -250,9 +250,9 @@ class Reading:
         self._job: asyncio.Future[tuple[bytes, int]] | None = None
         memory.force(2 * READ)
 
-    def stream(self) -> Stream:
-        """The body from its first octet."""
-        return Stream(self, self._filed)
+    def stream(self, *, stuffed: bool = True) -> Stream:
+        """The body from its first octet; not stuffed, it lacks its last one, which the caller sends."""
+        return Stream(self, self._filed, stuffed=stuffed)
 
     async def header(self) -> bytes:
         """The message's header, or what one block holds of it."""
@@ -281,15 +281,15 @@ class Reading:
 class Stream:
     """A body as it goes out, in order."""
 
-    def __init__(self, reading: Reading, filed: Filed) -> None:
+    def __init__(self, reading: Reading, filed: Filed, *, stuffed: bool) -> None:
         self._reading = reading
         self._filed = filed
-        self._stuffing = Stuffing()
+        self._stuffing = Stuffing() if stuffed else None
         self._offset = 0
         self._crc = 0
 
     async def next(self) -> bytes:
-        """The next part, stuffed; b"" behind the last. BodyError: what was sent must not be ended with a dot.
+        """The next part; b"" behind the last. BodyError: what was sent must not be ended.
 
         The last part comes only if all of them together are still what the record says.
         """
@@ -302,7 +302,9 @@ class Stream:
         self._offset += len(block)
         if not block or (self._offset == self._filed.octets and self._crc != self._filed.crc):
             raise BodyError("changed since it was checked")
-        return self._stuffing.feed(block)
+        if self._stuffing is not None:
+            return self._stuffing.feed(block)
+        return block if self._offset < self._filed.octets else block[:-1]
 
 
 def _block(file: SoundFile, offset: int, crc: int) -> tuple[bytes, int]:

@@ -2,9 +2,11 @@
 
     peer = await SmtpPeer.start({"RCPT": ["250 ok", "550 5.1.1 no such user"], "DOT": DROP})
 
-Keys: GREETING, EHLO, HELO, STARTTLS, AUTH, RESPONSE (what follows 334), MAIL, RCPT, DATA, BODY (in its midst), DOT, RSET, NOOP, QUIT. A value is one answer for always, a list
-whose answers are used up one by one (the default follows), or a function, async or not, of (session, line). An answer is text (one
-reply, CRLF is added), bytes (sent as they are), or one of DROP (FIN), RESET (RST), SILENCE, BROKEN_TLS.
+Keys: GREETING, EHLO, HELO, STARTTLS, AUTH, RESPONSE (what follows 334), MAIL, RCPT, DATA, BODY (in its midst, or a chunk's), DOT,
+BDAT (behind its chunk), RSET, NOOP, QUIT. A value is one answer for always, a list whose answers are used up one by one (the default
+follows), or a function, async or not, of (session, line). An answer is text (one reply, CRLF is added), bytes (sent as they are), or
+one of DROP (FIN), RESET (RST), SILENCE, BROKEN_TLS. CHUNKING is offered where `capabilities` say so; with `knows_bdat=False` it is a
+lie: 500, and the chunk is taken for commands.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ Answer = str | bytes | Act
 Script = Mapping[str, "Answer | list[Answer] | Callable[[Session, str], Answer | Awaitable[Answer]]"]
 
 CAPABILITIES = ("PIPELINING", "SIZE 52428800", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
+CHUNKING = (*CAPABILITIES, "CHUNKING")
 
 
 @dataclass
 class Received:
-    """A message the peer took (it answered 2xx to the dot). body: as it was before stuffing."""
+    """A message the peer took (it answered 2xx to the dot, or to BDAT). body: as it was before stuffing."""
 
     mail: str
     recipients: list[str]
@@ -59,6 +62,7 @@ class Session:
     challenged: bool = False
     mail: str = ""
     recipients: list[str] = field(default_factory=list)
+    chunks: bytearray = field(default_factory=bytearray)
     closed: bool = False
 
     def verbs(self) -> list[str]:
@@ -69,12 +73,18 @@ class SmtpPeer:
     """Use `async with await SmtpPeer.start(script)`, or `close` it."""
 
     def __init__(
-        self, script: Script, capabilities: Sequence[str], tls: ssl.SSLContext | None, ahead_of_tls: bytes
+        self,
+        script: Script,
+        capabilities: Sequence[str],
+        tls: ssl.SSLContext | None,
+        ahead_of_tls: bytes,
+        knows_bdat: bool = True,
     ) -> None:
         self.script = {verb: list(answer) if isinstance(answer, list) else answer for verb, answer in script.items()}
         self.capabilities = tuple(capabilities) + (("STARTTLS",) if tls else ())
         self.tls = tls
         self.ahead_of_tls = ahead_of_tls
+        self.knows_bdat = knows_bdat
         self.sessions: list[Session] = []
         self.messages: list[Received] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,10 +100,11 @@ class SmtpPeer:
         tls: ssl.SSLContext | None = None,
         ahead_of_tls: bytes = b"",
         implicit_tls: bool = False,
+        knows_bdat: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> SmtpPeer:
-        peer = cls(script or {}, capabilities, tls, ahead_of_tls)
+        peer = cls(script or {}, capabilities, tls, ahead_of_tls, knows_bdat)
         peer._server = await asyncio.start_server(peer._connected, host, port, ssl=tls if implicit_tls else None)
         return peer
 
@@ -169,13 +180,13 @@ class SmtpPeer:
                 return "220 2.0.0 go ahead"
             case "RCPT" | "DATA" if not session.mail:
                 return "503 5.5.1 MAIL first"
-            case "DATA" | "DOT" if not session.recipients:
+            case "DATA" | "DOT" | "BDAT" if not session.recipients:
                 return "554 5.5.1 no recipients"
             case "DATA":
                 return "354 go ahead"
             case "QUIT":
                 return "221 2.0.0 bye"
-            case "DOT":
+            case "DOT" | "BDAT":
                 return "250 2.0.0 queued as 12345"
             case "HELO" | "MAIL" | "RCPT" | "RSET" | "NOOP":
                 return "250 ok"
@@ -206,7 +217,12 @@ class _Conversation:
             line = (await self._until(b"\r\n")).decode("utf-8", "replace")
             self._session.lines.append(line)
             verb = "RESPONSE" if self._session.challenged else line[:8].split(" ")[0].split(":")[0].upper()
-            self._session.ahead += bool(self._buffer)
+            self._session.ahead += bool(self._buffer) and verb != "BDAT"
+            if verb == "BDAT":
+                if self._peer.knows_bdat:
+                    await self._chunk(line)
+                    continue
+                verb = "unknown"
             said = await self._say(verb, line)
             self._session.challenged = said.startswith("334")
             if verb == "QUIT":
@@ -217,7 +233,7 @@ class _Conversation:
         session = self._session
         match verb:
             case "EHLO" | "HELO" | "RSET":
-                session.mail, session.recipients = "", []
+                self._forget()
             case "MAIL" if said.startswith("2"):
                 session.mail, session.recipients = line, []
             case "RCPT" if said.startswith("2"):
@@ -236,9 +252,27 @@ class _Conversation:
         content = await self._until(b"\r\n.\r\n")
         body = (content + b"\r\n").replace(b"\r\n.", b"\r\n")[2:]
         message = Received(session.mail, session.recipients, body, session.tls)
-        said = await self._say("DOT", ".", before=message)
-        session.mail, session.recipients = "", []
-        assert said is not None
+        await self._say("DOT", ".", before=message)
+        self._forget()
+
+    async def _chunk(self, line: str) -> None:
+        """RFC 3030 §2: the octets are taken whatever is answered."""
+        session = self._session
+        _, octets, *last = line.split(" ")
+        if "BODY" in self._peer.script:
+            await self._until(b"")
+            await self._say("BODY", "")
+        session.chunks += await self._octets(int(octets))
+        if last != ["LAST"]:
+            await self._say("BDAT", line)
+            return
+        message = Received(session.mail, session.recipients, bytes(session.chunks), session.tls)
+        await self._say("BDAT", line, before=message)
+        self._forget()
+
+    def _forget(self) -> None:
+        session = self._session
+        session.mail, session.recipients, session.chunks = "", [], bytearray()
 
     async def _upgrade(self) -> None:
         assert self._peer.tls is not None
@@ -281,16 +315,26 @@ class _Conversation:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
+    async def _octets(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            await self._more()
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
     async def _until(self, end: bytes) -> bytes:
         """What comes before `end`; with an empty `end`, whatever comes next."""
         searched = 0
         while (at := self._buffer.find(end, searched)) < 0 or (not end and len(self._buffer) <= 2):
             searched = max(0, len(self._buffer) - len(end))
-            data = await self._reader.read(65536)
-            if not data:
-                raise EOFError
-            self._session.raw += data
-            self._buffer += data
+            await self._more()
         taken = bytes(self._buffer[:at])
         del self._buffer[: at + len(end)]
         return taken
+
+    async def _more(self) -> None:
+        data = await self._reader.read(65536)
+        if not data:
+            raise EOFError
+        self._session.raw += data
+        self._buffer += data

@@ -7,15 +7,20 @@ import gc
 import os
 import resource
 import socket
+import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from relayd import clock
 from relayd.message.outcome import Scope, Verdict
-from relayd.message.site import Host, Site
+from relayd.message.site import Family, Host, Site
+from relayd.outbound.attempt import Attempt
 from relayd.smtp import reply
 from tests.fakes.dns_server import DnsServer
-from tests.integration.outbound.rig import Carrier, site_of
+from tests.fakes.smtp_peer import DROP, RESET
+from tests.integration.outbound.rig import BODY, QUICK, Carrier, envelope, site_of
 
 DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
 
@@ -88,6 +93,128 @@ async def test_five_addresses_an_attempt_at_most(start, dns, looking_up):
     site = site_of(("one.example", port), ("two.example", port), trusted=False)
     assert (await looking_up.carry(site))[0].verdict is DEFERRED
     assert sum(len(peer.sessions) for peer in peers) == 5
+
+
+async def test_a_dead_host_costs_the_first_message_only(start, dns, looking_up):
+    """One bad host of K must not slow the others: the second message goes straight to the second host."""
+    dead, peer = await start({"GREETING": DROP}), await start({"DOT": "250 ok"}, host="127.0.0.2")
+    dns.add("dead.example", "A", "127.0.0.1")
+    dns.add("alive.example", "A", "127.0.0.2")
+    site = site_of(("dead.example", dead.port), ("alive.example", peer.port), trusted=False)
+    for _ in range(5):
+        looking_up.pool.renew()
+        assert (await looking_up.carry(site))[0].verdict is DELIVERED
+    assert (len(dead.sessions), len(peer.sessions)) == (1, 5)
+
+
+@pytest.fixture
+def full_port():
+    """One whose queue of connections is full: whoever wants another one hears nothing."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
+async def test_attack_31_silence_at_connecting_costs_one_message_the_wait(start, full_port):
+    carrier = Carrier(replace(QUICK, connect=2.0))
+    peer, loop = await start(), asyncio.get_running_loop()
+    waits = []
+    for _ in range(3):
+        carrier.pool.renew()
+        begun = loop.time()
+        assert (await carrier.carry(site_of(("127.0.0.1", full_port), peer)))[0].verdict is DELIVERED
+        waits.append(loop.time() - begun >= 1.9)
+    assert waits == [True, False, False]
+    await carrier.close()
+
+
+async def test_a_host_is_asked_again_after_two_minutes_and_forgiven(start, carrier, monkeypatch):
+    first, second = await start({"GREETING": ["421 4.3.2 not now"]}), await start()
+    site = site_of(first, second)
+    await carrier.carry(site)
+    await carrier.carry(site)
+    assert (len(first.sessions), len(second.messages)) == (1, 2)
+    now = time.monotonic
+    monkeypatch.setattr(clock, "monotonic", lambda: now() + 121)
+    carrier.pool.renew()
+    await carrier.carry(site)
+    assert (len(first.messages), len(second.messages)) == (1, 2)
+
+
+@pytest.mark.parametrize("answer", [DROP, RESET, "421 4.3.2 busy", "554 5.7.1 no", "hello"])
+@pytest.mark.parametrize("verb", ["GREETING", "EHLO"])
+async def test_who_does_not_greet_is_asked_last_but_is_asked(start, carrier, verb, answer):
+    first, second = await start({verb: answer, "HELO": answer}), await start({"MAIL": [DROP] * 9})
+    site = site_of(first, second)
+    assert (await carrier.carry(site))[0].verdict is DEFERRED
+    asked = len(first.sessions)
+    assert (await carrier.carry(site))[0].verdict is DEFERRED
+    assert len(second.sessions) == 2, "first now, as it greets"
+    assert len(first.sessions) == asked + 1, "and when it fails, the avoided one follows"
+
+
+async def test_of_hosts_that_are_all_avoided_one_is_dialled(start, carrier):
+    peers = [await start({"GREETING": f"421 4.3.2 number {number}"}) for number in range(3)]
+    await carrier.carry(site_of(*peers))
+    assert [len(peer.sessions) for peer in peers] == [1, 1, 1]
+    outcome = (await carrier.carry(site_of(*peers)))[0]
+    assert [len(peer.sessions) for peer in peers] == [2, 1, 1]
+    assert str(outcome.reply) == "421 4.3.2 number 0", "what it said now, not what it said then"
+
+
+async def test_two_lost_sessions_end_an_attempt(start, carrier):
+    peers = [await start({"MAIL": DROP}), await start({"RCPT": RESET}), await start()]
+    assert (await carrier.carry(site_of(*peers)))[0].verdict is DEFERRED
+    assert [len(peer.sessions) for peer in peers] == [1, 1, 0]
+
+
+async def test_what_an_attempt_saw_is_kept_for_the_scheduler(start, carrier, closed_port):
+    lost, peer = await start({"MAIL": "421 4.7.0 slow down"}), await start()
+    for site, sessions, refusal in [
+        (site_of(peer), 1, ""),
+        (site_of(lost, peer), 2, "421 4.7.0 slow down"),
+        (site_of(("127.0.0.1", closed_port)), 0, "451 4.4.1"),
+    ]:
+        carrier.pool.renew()
+        attempt = Attempt(envelope("b@peer.example"), (0,), BODY)
+        await carrier.delivery._carry(site, attempt)
+        assert attempt.sessions == sessions
+        assert (str(attempt.refusal) if attempt.refusal is None else str(attempt.refusal.reply)).startswith(refusal or "None")
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.ANY])
+async def test_the_family_of_a_site_chooses_among_addresses(start, dns, family):
+    carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8", "::1/128"])
+    four = await start()
+    six = await start(host="::1", port=four.port)
+    dns.add("dual.example", "AAAA", "::1")
+    dns.add("dual.example", "A", "127.0.0.1")
+    site = site_of(("dual.example", four.port), trusted=False, family=family)
+    assert (await carrier.carry(site))[0].verdict is DELIVERED
+    assert (len(six.messages), len(four.messages)) == ((0, 1) if family is Family.IPV4 else (1, 0))
+    await carrier.close()
+
+
+async def test_the_other_address_family_is_fallen_back_to(start, dns):
+    carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8", "::1/128"])
+    four = await start()
+    dns.add("dual.example", "AAAA", "::1")
+    dns.add("dual.example", "A", "127.0.0.1")
+    assert (await carrier.carry(site_of(("dual.example", four.port), trusted=False)))[0].verdict is DELIVERED
+    await carrier.close()
+
+
+async def test_a_host_out_of_our_configurations_reach_never_fails_mail(start, dns, looking_up):
+    dns.add("four.example", "A", "127.0.0.1")
+    site = site_of(("four.example", 25), trusted=False, family=Family.IPV6)
+    outcome = (await looking_up.carry(site))[0]
+    assert (outcome.verdict, str(outcome.reply)[:9]) == (DEFERRED, "451 4.4.4")
 
 
 async def test_an_address_behind_two_names_is_asked_once(start, dns, looking_up):

@@ -11,7 +11,7 @@ from relayd import metrics
 from relayd.spool import bodyfile
 from relayd.spool.bodyfile import HEADER, NewFile, path_of
 from relayd.spool.records import Filed
-from tests.fakes.smtp_peer import DROP, SILENCE
+from tests.fakes.smtp_peer import CHUNKING, DROP, SILENCE
 from tests.integration.outbound.rig import IMPATIENT, Relay, envelope
 
 HEAD = b"Received: by us\r\nSubject: large\r\n\r\n"
@@ -37,27 +37,53 @@ def quarantine(tmp_path) -> list[str]:
 
 
 async def test_leaves_octet_for_octet(start, relay, tmp_path, eventually):
-    peers = [await start(), await start(capabilities=("SIZE",))]
-    relay = await relay(routes={"one.example": [peers[0]], "*": [peers[1]]})
+    peers = [await start(), await start(capabilities=CHUNKING), await start(capabilities=("SIZE",))]
+    relay = await relay(routes={"one.example": [peers[0]], "two.example": [peers[1]], "*": [peers[2]]})
     body = text(5_000_000)
-    name = await relay.submit_large("a@one.example", "b@two.example", body=body)
+    name = await relay.submit_large("a@one.example", "b@two.example", "c@three.example", body=body)
     message = relay.queue.get(name)
     if message is not None:
         assert message.body == Filed(len(body), message.body.crc)
     await eventually(lambda: relay.empty)
-    assert [message.body == body for peer in peers for message in peer.messages] == [True, True]
+    assert [message.body == body for peer in peers for message in peer.messages] == [True] * 3
+    assert b"BDAT %d LAST\r\n" % len(body) in peers[1].sessions[0].raw
     await eventually(lambda: not files(tmp_path))
     assert relay.queue.memory.used == 0
 
 
+@pytest.mark.parametrize("capabilities", [PLAIN, CHUNKING])
 @pytest.mark.parametrize("octets", [1, 2, 65535, 65536, 131072, 131073])
-async def test_dots_at_the_edges_of_blocks(start, relay, octets, eventually):
-    peer = await start()
+async def test_dots_at_the_edges_of_blocks(start, relay, octets, capabilities, eventually):
+    peer = await start(capabilities=capabilities)
     relay = await relay(routes={"*": [peer]})
     body = b"x" * octets + b"\r\n." + b"\r\n." * 100_000 + b"\r\n"
     await relay.submit_large("a@one.example", body=body)
     await eventually(lambda: relay.empty)
     assert peer.messages[0].body == body
+
+
+@pytest.mark.parametrize("octets", [131072 - 1, 131072, 131072 + 1, 131072 + 2, 655360 + 1])
+async def test_a_chunk_that_ends_at_the_edge_of_a_block(start, relay, octets, eventually):
+    """Its last octet goes by itself, also where it is all that the last block holds."""
+    peer = await start(capabilities=CHUNKING)
+    relay = await relay(routes={"*": [peer]})
+    body = HEAD + b"x" * (octets - len(HEAD) - 2) + b"\r\n"
+    await relay.submit_large("a@one.example", body=body)
+    await eventually(lambda: relay.empty)
+    assert len(body) == octets and peer.messages[0].body == body
+    assert peer.sessions[0].raw.endswith(b"LAST\r\n" + body)
+
+
+@pytest.mark.parametrize("knows_bdat", [True, False])
+async def test_where_bdat_is_unknown_it_goes_by_data(start, relay, knows_bdat, eventually):
+    script = {"BDAT": "502 5.5.1 no"} if knows_bdat else {}
+    peer = await start(script, capabilities=CHUNKING, knows_bdat=knows_bdat)
+    relay = await relay(routes={"*": [peer]})
+    body = text(1_000_000)
+    await relay.submit_large("a@one.example", body=body)
+    await eventually(lambda: relay.empty)
+    assert [message.body for message in peer.messages] == [body]
+    assert len(peer.sessions) == (1 if knows_bdat else 2)
 
 
 async def test_survives_a_restart(start, tmp_path, eventually):
@@ -117,8 +143,11 @@ async def test_a_damaged_body_is_never_sent_and_stops_nobody(start, tmp_path, da
         assert f"{name}.body" in quarantine(tmp_path)
 
 
-async def test_a_body_that_changes_while_it_is_sent_gets_no_dot(start, relay, tmp_path, monkeypatch, eventually):
-    peer = await start()
+@pytest.mark.parametrize("capabilities", [PLAIN, CHUNKING])
+async def test_a_body_that_changes_while_it_is_sent_never_ends(
+    start, relay, tmp_path, monkeypatch, capabilities, eventually
+):
+    peer = await start(capabilities=capabilities)
     relay = await relay(routes={"*": [peer]}, retry_schedule=(30.0,))
     checked = bodyfile.SoundFile._check_body
 
@@ -131,19 +160,20 @@ async def test_a_body_that_changes_while_it_is_sent_gets_no_dot(start, relay, tm
     name = await relay.submit_large("a@one.example", body=text(1_000_000))
     await eventually(lambda: relay.queue.get(name).results[0])
     assert not peer.messages
-    assert b"\r\n.\r\n" not in peer.sessions[0].raw
+    assert capabilities is CHUNKING or b"\r\n.\r\n" not in peer.sessions[0].raw
+    assert 500_000 < len(peer.sessions[0].raw) < 950_000, "the last block stays here"
     assert relay.queue.get(name).results[0].reply.code == 451
 
 
-async def test_the_second_host_gets_it_from_the_start(start, relay, eventually):
-    first, second = await start({"DOT": "451 no"}), await start()
-    lost = await start({"BODY": DROP})
+@pytest.mark.parametrize("capabilities", [(PLAIN, PLAIN), (CHUNKING, PLAIN), (PLAIN, CHUNKING), (CHUNKING, CHUNKING)])
+async def test_the_second_host_gets_it_from_the_start(start, relay, capabilities, eventually):
+    lost, second = await start({"BODY": DROP}, capabilities=capabilities[0]), await start(capabilities=capabilities[1])
     relay = await relay(routes={"*": [lost, second]}, retry_schedule=(0.05,))
-    body = text(3_000_000)
+    body = text(15_000_000)
     await relay.submit_large("a@one.example", body=body)
     await eventually(lambda: relay.empty)
-    assert second.messages[0].body == body
-    assert not first.messages
+    assert [message.body == body for message in second.messages] == [True]
+    assert not lost.messages
 
 
 async def test_a_bounce_returns_the_header_alone(start, relay, tmp_path, eventually):
@@ -189,8 +219,9 @@ async def test_smtputf8_asks_for_the_header_alone(start, relay, head, taken, eve
     assert [m.mail.startswith("MAIL FROM:<a@") for m in peer.messages] == [taken]
 
 
-async def test_a_peer_that_stops_reading(start, relay, tmp_path, eventually):
-    peer = await start({"BODY": SILENCE})
+@pytest.mark.parametrize("capabilities", [PLAIN, CHUNKING])
+async def test_attack_31_a_peer_that_stops_reading(start, relay, tmp_path, capabilities, eventually):
+    peer = await start({"BODY": SILENCE}, capabilities=capabilities)
     relay = await relay(routes={"*": [peer]}, timeouts=IMPATIENT, retry_schedule=(30.0,))
     name = await relay.submit_large("a@one.example", body=text(20_000_000))
     await eventually(lambda: relay.queue.get(name).results[0])
@@ -198,8 +229,9 @@ async def test_a_peer_that_stops_reading(start, relay, tmp_path, eventually):
     assert files(tmp_path) == [name]
 
 
-async def test_a_shutdown_in_the_middle(start, tmp_path, eventually):
-    peer = await start({"BODY": SILENCE})
+@pytest.mark.parametrize("capabilities", [PLAIN, CHUNKING])
+async def test_a_shutdown_in_the_middle(start, tmp_path, capabilities, eventually):
+    peer = await start({"BODY": SILENCE}, capabilities=capabilities)
     async with Relay(tmp_path, routes={"*": [peer]}) as relay:
         name = await relay.submit_large("a@one.example", body=text(20_000_000))
         await eventually(lambda: peer.sessions and len(peer.sessions[0].raw) > 10_000)

@@ -1,5 +1,7 @@
 """The table of replies, each cell against a peer that says so on a real connection."""
 
+import asyncio
+
 import pytest
 
 from relayd import metrics
@@ -10,23 +12,36 @@ from tests.integration.outbound.rig import IMPATIENT, QUICK, Carrier, site_of
 DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
 RECIPIENT, MESSAGE, SESSION, SITE = Scope.RECIPIENT, Scope.MESSAGE, Scope.SESSION, Scope.SITE
 
-LOST = [
-    DROP,
-    RESET,
-    SILENCE,
-    "421 4.3.2 going down",
+LOST = [DROP, RESET, SILENCE, "421 4.3.2 going down"]
+
+MALFORMED = [
     "250X nonsense",
     "999 what",
     "199 what",
     "2_5 what",
+    "2 5 what",
     "-50 what",
     "000 what",
+    "2500 what",
+    "25",
+    "",
     "hello",
+    "٢٥٠ what",
     b"250-one\r\n550 two\r\n",
-    b"250 " + b"x" * 9000,
-    b"250-more\r\n" * 5000,
     b"\xff\xfe\0\r\n",
 ]
+
+ENDLESS = [b"250 " + b"x" * 9000, b"250-more\r\n" * 5000, b"250 " + b"x" * 10_000_000 + b"\r\n", b"2" * 100_000]
+
+EACH_WAY = [("PIPELINING",), ("PIPELINING", "CHUNKING"), ()]
+
+BEFORE_THE_END = [
+    *((verb, ("PIPELINING",)) for verb in ("GREETING", "EHLO", "MAIL", "RCPT", "DATA")),
+    *((verb, capabilities) for verb in ("MAIL", "RCPT") for capabilities in (("PIPELINING", "CHUNKING"), ("CHUNKING",))),
+]
+
+END = [("DOT", ("PIPELINING",)), ("BDAT", ("PIPELINING", "CHUNKING")), ("BDAT", ("CHUNKING",))]
+
 
 ANSWERED = [
     # verb, answer, verdict, scope: what the one host of a site says is final for the attempt
@@ -52,10 +67,14 @@ ANSWERED = [
 ]
 
 
-@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("capabilities", EACH_WAY)
 @pytest.mark.parametrize(("verb", "answer", "verdict", "scope"), ANSWERED)
-async def test_an_answer_means_what_the_table_says(start, carrier, pipelining, verb, answer, verdict, scope):
-    peer = await start({verb: answer}, capabilities=("PIPELINING",) if pipelining else ())
+async def test_an_answer_means_what_the_table_says(start, carrier, capabilities, verb, answer, verdict, scope):
+    if "CHUNKING" in capabilities:
+        if verb == "DATA":
+            return
+        verb = verb.replace("DOT", "BDAT")
+    peer = await start({verb: answer}, capabilities=capabilities)
     outcome = (await carrier.carry(peer))[0]
     assert (outcome.verdict, outcome.scope, outcome.uncertain) == (verdict, scope, False)
     assert str(outcome.reply).startswith(answer[:9])
@@ -63,21 +82,62 @@ async def test_an_answer_means_what_the_table_says(start, carrier, pipelining, v
     assert peer.messages == []
 
 
-@pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
-@pytest.mark.parametrize("answer", LOST)
-async def test_lost_before_the_dot_goes_to_the_next_host(start, verb, answer):
-    first, second = await start({verb: answer}), await start()
+async def goes_to_the_next_host(start, verb, answer, capabilities):
+    first, second = await start({verb: answer}, capabilities=capabilities), await start()
     carrier = Carrier(IMPATIENT if answer is SILENCE else QUICK)
     outcome = (await carrier.carry(site_of(first, second)))[0]
     assert outcome.verdict is DELIVERED
     assert outcome.host.endswith(f":{second.port}")
-    assert len(second.messages) == 1
+    assert (len(first.messages), len(second.messages)) == (0, 1)
+    assert len(carrier.pool) == 1
+    await carrier.close()
+
+
+@pytest.mark.parametrize(("verb", "capabilities"), BEFORE_THE_END)
+@pytest.mark.parametrize("answer", LOST, ids=str)
+async def test_attack_31_lost_before_the_end_goes_to_the_next_host(start, verb, answer, capabilities):
+    await goes_to_the_next_host(start, verb, answer, capabilities)
+
+
+@pytest.mark.parametrize(("verb", "capabilities"), BEFORE_THE_END)
+@pytest.mark.parametrize("answer", MALFORMED)
+async def test_attack_30_what_is_no_reply_goes_to_the_next_host(start, verb, answer, capabilities):
+    await goes_to_the_next_host(start, verb, answer, capabilities)
+
+
+@pytest.mark.parametrize(("verb", "answer"), [("MAIL", "354 go"), ("RCPT", "354 go"), ("DATA", "250 ok"), ("EHLO", "354 go"), ("GREETING", "250 hello")])
+async def test_attack_30_a_reply_to_another_command_goes_to_the_next_host(start, verb, answer):
+    await goes_to_the_next_host(start, verb, answer, ("PIPELINING",))
+
+
+@pytest.mark.parametrize(("verb", "capabilities"), BEFORE_THE_END)
+@pytest.mark.parametrize("answer", ENDLESS, ids=len)
+async def test_attack_29_a_reply_without_end_goes_to_the_next_host(start, verb, answer, capabilities):
+    await goes_to_the_next_host(start, verb, answer, capabilities)
+
+
+@pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT", "BDAT"])
+async def test_attack_29_a_reply_that_drips_is_not_waited_for(start, verb):
+    """A deadline counts replies, not octets: else each of them could buy another five minutes."""
+
+    async def drip(session, line):
+        for octet in b"250-" + b"x" * 200:
+            peer.speak(bytes([octet]))
+            await asyncio.sleep(0.05)
+        return SILENCE
+
+    peer = await start({verb: drip}, capabilities=("PIPELINING", "CHUNKING") if verb == "BDAT" else ("PIPELINING",))
+    carrier = Carrier(IMPATIENT)
+    begun = asyncio.get_running_loop().time()
+    outcome = (await carrier.carry(peer))[0]
+    assert asyncio.get_running_loop().time() - begun < 5
+    assert (outcome.verdict, outcome.uncertain) == (DEFERRED, verb in ("DOT", "BDAT"))
     await carrier.close()
 
 
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("pipelining", [True, False])
-async def test_lost_before_the_dot_without_another_host_is_deferred(start, carrier, verb, pipelining):
+async def test_attack_31_lost_before_the_end_without_another_host_is_deferred(start, carrier, verb, pipelining):
     peer = await start({verb: DROP}, capabilities=("PIPELINING",) if pipelining else ())
     outcome = (await carrier.carry(peer))[0]
     assert (outcome.verdict, outcome.uncertain) == (DEFERRED, False)
@@ -86,21 +146,40 @@ async def test_lost_before_the_dot_without_another_host_is_deferred(start, carri
     assert outcome.reply.enhanced == "4.4.2"
 
 
-@pytest.mark.parametrize("answer", [*LOST, "200 odd", "354 what", "221 bye", "260 odd"])
-async def test_lost_after_the_dot_is_uncertain_and_meets_no_other_host(start, answer):
-    first, second = await start({"DOT": answer}), await start()
+async def is_uncertain(start, verb, answer, capabilities):
+    first, second = await start({verb: answer}, capabilities=capabilities), await start()
     before = metrics.uncertain_deliveries._value.get()
     carrier = Carrier(IMPATIENT if answer is SILENCE else QUICK)
     outcome = (await carrier.carry(site_of(first, second)))[0]
     assert (outcome.verdict, outcome.scope, outcome.uncertain) == (DEFERRED, SESSION, True)
     assert second.sessions == []
     assert metrics.uncertain_deliveries._value.get() == before + 1
+    assert len(carrier.pool) == 0
     await carrier.close()
 
 
+@pytest.mark.parametrize(("verb", "capabilities"), END)
+@pytest.mark.parametrize("answer", LOST, ids=str)
+async def test_attack_31_lost_after_the_end_is_uncertain_and_meets_no_other_host(start, verb, answer, capabilities):
+    await is_uncertain(start, verb, answer, capabilities)
+
+
+@pytest.mark.parametrize(("verb", "capabilities"), END)
+@pytest.mark.parametrize("answer", [*MALFORMED, "200 odd", "354 what", "221 bye", "260 odd"])
+async def test_attack_30_what_is_no_reply_to_the_end_is_uncertain(start, verb, answer, capabilities):
+    await is_uncertain(start, verb, answer, capabilities)
+
+
+@pytest.mark.parametrize(("verb", "capabilities"), END)
+@pytest.mark.parametrize("answer", ENDLESS, ids=len)
+async def test_attack_29_a_reply_without_end_to_the_end_is_uncertain(start, verb, answer, capabilities):
+    await is_uncertain(start, verb, answer, capabilities)
+
+
 @pytest.mark.parametrize("rest", [b"garbage\r\n", b"250-and\r\n550 more\r\n", b"421 bye\r\n", b"250"])
-async def test_what_stands_behind_the_answer_to_the_dot_does_not_take_it_back(start, carrier, rest):
-    peer = await start({"DOT": b"250 2.0.0 queued\r\n" + rest})
+@pytest.mark.parametrize(("verb", "capabilities"), END)
+async def test_attack_30_what_stands_behind_the_answer_does_not_take_it_back(start, carrier, rest, verb, capabilities):
+    peer = await start({verb: b"250 2.0.0 queued\r\n" + rest}, capabilities=capabilities)
     outcome = (await carrier.carry(peer))[0]
     assert (outcome.verdict, outcome.uncertain, len(carrier.pool)) == (Verdict.DELIVERED, False, 0)
 

@@ -5,8 +5,7 @@ import socket
 import pytest
 
 from relayd.message.outcome import Scope, Verdict
-from relayd.message.site import Family, Host, Site, Source, Terms
-from relayd.outbound.connector import reachable_from
+from relayd.message.site import Host, Source
 from tests.integration.outbound.rig import Carrier, site_of
 
 DELIVERED, DEFERRED = Verdict.DELIVERED, Verdict.DEFERRED
@@ -94,25 +93,3 @@ async def test_from_loopback_nothing_else_is_reached(alerts):
 
 
 BOTH = Source("", "192.0.2.1", "2001:db8::1")
-
-
-@pytest.mark.parametrize(
-    ("family", "source", "ipv4", "ipv6"),
-    [
-        (Family.ANY, Source(), True, True),
-        (Family.ANY, Source("named.example"), True, True),
-        (Family.ANY, BOTH, True, True),
-        (Family.ANY, Source("", "192.0.2.1"), True, False),
-        (Family.ANY, Source("", "", "2001:db8::1"), False, True),
-        (Family.IPV4, Source(), True, False),
-        (Family.IPV4, BOTH, True, False),
-        (Family.IPV4, Source("", "", "2001:db8::1"), False, False),
-        (Family.IPV6, Source(), False, True),
-        (Family.IPV6, Source("", "192.0.2.1"), False, False),
-    ],
-)
-def test_reachable_from(family, source, ipv4, ipv6):
-    site = Site((), Terms(family=family), source)
-    assert reachable_from(site, "198.51.100.1") is ipv4
-    assert reachable_from(site, "2001:db8::9") is ipv6
-    assert reachable_from(site, "::ffff:198.51.100.1") is ipv6

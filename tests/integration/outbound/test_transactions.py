@@ -1,11 +1,13 @@
 """One message's way over one connection: recipients, pipelining, capabilities, and the bytes of the body."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
 from relayd.message.outcome import Scope, Verdict
 from relayd.scheduler.entry import Entry
-from tests.fakes.smtp_peer import DROP
+from tests.fakes.smtp_peer import CHUNKING, DROP, SILENCE
 from tests.integration.outbound.rig import BODY, envelope, site_of
 
 DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
@@ -13,11 +15,14 @@ DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILE
 WITHOUT_PIPELINING = ("SIZE 1000000", "8BITMIME", "SMTPUTF8")
 
 
+EACH_WAY = [("PIPELINING",), (), ("PIPELINING", "CHUNKING"), ("CHUNKING",)]
+
+
 def verdicts(outcomes):
     return [outcomes[recipient].verdict for recipient in sorted(outcomes)]
 
 
-@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+@pytest.mark.parametrize("capabilities", EACH_WAY)
 async def test_each_recipient_has_its_own_answer(start, carrier, capabilities):
     peer = await start({"RCPT": ["250 ok", "450 4.2.1 busy", "550 5.1.1 unknown"]}, capabilities=capabilities)
     outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example", "c@peer.example")
@@ -100,7 +105,7 @@ async def test_only_those_without_an_answer_go_on_to_the_next_host(start, carrie
     assert second.recipients == ["RCPT TO:<a@peer.example>", "RCPT TO:<d@peer.example>", "RCPT TO:<e@peer.example>"]
 
 
-@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+@pytest.mark.parametrize("capabilities", EACH_WAY)
 @pytest.mark.parametrize("answer", [b"421 4.7.0 too many recipients\r\n", b"354 what?\r\n"])
 async def test_a_session_that_ends_at_rcpt_is_given_no_content(start, carrier, capabilities, answer):
     """Even if the peer talks on: whoever goes on to the next host must not have the message from this one too."""
@@ -142,7 +147,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: f"{len(body)} octets")
-@pytest.mark.parametrize("capabilities", [("PIPELINING",), ()])
+@pytest.mark.parametrize("capabilities", EACH_WAY)
 async def test_the_body_arrives_byte_for_byte(start, carrier, body, capabilities):
     peer = await start(capabilities=capabilities)
     assert verdicts(await carrier.carry(peer, body=body)) == [DELIVERED]
@@ -150,27 +155,194 @@ async def test_the_body_arrives_byte_for_byte(start, carrier, body, capabilities
 
 
 @pytest.mark.parametrize("body", [b"no end", b"bare end\n", b"bare end\r", b"a\r\n."])
-async def test_a_damaged_body_is_never_sent_and_never_bounces(start, carrier, body):
-    peer = await start()
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), CHUNKING])
+async def test_a_damaged_body_is_never_sent_and_never_bounces(start, carrier, body, capabilities):
+    peer = await start(capabilities=capabilities)
     outcomes = await carrier.carry(peer, body=body)
     assert verdicts(outcomes) == [DEFERRED]
     assert str(outcomes[0].reply).startswith("451 4.3.0")
     assert peer.messages == []
-    assert "DATA" not in peer.sessions[0].verbs()
+    assert {"DATA", "BDAT"}.isdisjoint(peer.sessions[0].verbs())
 
 
 @pytest.mark.parametrize(
     ("said", "verdict"),
     [("552 5.3.4 too big", FAILED), ("452 4.3.1 full", DEFERRED), ("421 4.3.2 bye", None), ("250 ok", None)],
 )
-async def test_what_is_said_in_the_middle_of_a_large_body(start, carrier, said, verdict):
-    """A refusal counts; a 2xx before the dot is no acceptance: nobody can have the message yet, so the next host may."""
-    first, second = await start({"BODY": said}), await start()
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), CHUNKING])
+async def test_what_is_said_in_the_middle_of_a_large_body(start, carrier, said, verdict, capabilities):
+    """A refusal counts; a 2xx before the end is no acceptance: nobody can have the message yet, so the next host may."""
+    first, second = await start({"BODY": said}, capabilities=capabilities), await start()
     outcomes = await carrier.carry(site_of(first, second), body=(b"x" * 998 + b"\r\n") * 20_000)
     assert verdicts(outcomes) == [verdict or DELIVERED]
     assert first.messages == []
     assert len(second.messages) == (verdict is None)
     assert len(carrier.pool) == (verdict is None)
+
+
+# --- CHUNKING (RFC 3030) ----------------------------------------------------------------------------------------------
+
+LARGE = b"Subject: large\r\n\r\n" + (b"." + b"x" * 997 + b"\r\n") * 3_000
+
+
+@pytest.mark.parametrize(("capabilities", "ahead"), [(CHUNKING, 2), (("CHUNKING",), 0)])
+async def test_one_chunk_follows_the_answers_where_chunking_is_offered(start, carrier, capabilities, ahead):
+    peer = await start(capabilities=capabilities)
+    body = b"Subject: dots\r\n\r\n.\r\n..\r\n"
+    assert verdicts(await carrier.carry(peer, "a@peer.example", "b@peer.example", body=body)) == [DELIVERED] * 2
+    session = peer.sessions[0]
+    assert session.verbs() == ["EHLO", "MAIL", "RCPT", "RCPT", "BDAT"]
+    assert session.ahead == ahead
+    assert session.raw.endswith(b"\r\nBDAT %d LAST\r\n" % len(body) + body)
+
+
+async def test_messages_by_chunk_share_a_connection(start, carrier):
+    peer = await start(capabilities=CHUNKING)
+    for body in (BODY, LARGE, BODY):
+        await carrier.carry(peer, body=body)
+    assert [message.body for message in peer.messages] == [BODY, LARGE, BODY]
+    assert len(peer.sessions) == 1
+
+
+@pytest.mark.parametrize("capabilities", [CHUNKING, ("CHUNKING",)])
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT"])
+async def test_no_chunk_where_nobody_was_taken(start, carrier, capabilities, verb):
+    peer = await start({verb: ["550 5.1.1 no"]}, capabilities=capabilities)
+    assert verdicts(await carrier.carry(peer)) == [FAILED]
+    assert peer.sessions[0].verbs()[-1] == "RSET"
+    assert "BDAT" not in peer.sessions[0].verbs()
+    assert verdicts(await carrier.carry(peer)) == [DELIVERED]
+    assert len(peer.sessions) == 1
+
+
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+async def test_where_bdat_is_unknown_the_same_connection_takes_data(start, carrier, code):
+    peer = await start({"BDAT": f"{code} 5.5.1 no BDAT here"}, capabilities=CHUNKING)
+    assert verdicts(await carrier.carry(peer, "a@peer.example", "b@peer.example")) == [DELIVERED] * 2
+    again = ["RSET", "MAIL", "RCPT", "RCPT", "DATA"]
+    assert peer.sessions[0].verbs() == ["EHLO", "MAIL", "RCPT", "RCPT", "BDAT", *again]
+    await carrier.carry(peer)
+    assert peer.sessions[0].verbs()[-3:] == ["MAIL", "RCPT", "DATA"]
+    carrier.pool.renew()
+    await carrier.carry(peer)
+    assert peer.sessions[1].verbs() == ["EHLO", "MAIL", "RCPT", "DATA"], "known of the host, too"
+    assert [message.body for message in peer.messages] == [BODY] * 3
+
+
+async def test_only_those_taken_are_asked_for_again_where_bdat_is_unknown(start, carrier):
+    script = {"BDAT": "502 5.5.1 no", "RCPT": ["250 ok", "550 5.1.1 no", "450 4.2.1 later"]}
+    peer = await start(script, capabilities=CHUNKING)
+    outcomes = await carrier.carry(peer, *[f"{name}@peer.example" for name in "abc"])
+    assert verdicts(outcomes) == [DELIVERED, FAILED, DEFERRED]
+    assert peer.recipients == ["RCPT TO:<a@peer.example>"]
+
+
+@pytest.mark.parametrize("behind", [b"NOOP\r\n" * 20, b"RSET\r\nMAIL FROM:<x@y>\r\n" * 3, b"x" * 990 + b"\r\n", LARGE])
+async def test_a_peer_that_takes_the_chunk_for_commands_cannot_pass_their_answers_for_ours(start, carrier, behind):
+    """Every line of the message is answered, some with 250; the first line, a trace field, gives it away."""
+    peer = await start(capabilities=CHUNKING, knows_bdat=False)
+    body = b"Received: from here\r\n" + behind
+    assert verdicts(await carrier.carry(peer, body=body)) == [DELIVERED]
+    assert [message.body for message in peer.messages] == [body]
+    assert peer.sessions[1].verbs()[:4] == ["EHLO", "MAIL", "RCPT", "DATA"]
+    assert len(peer.sessions) == 2
+
+
+async def test_a_connection_lost_in_the_chunk_leaves_no_doubt(start, carrier):
+    first, second = await start({"BODY": DROP}, capabilities=CHUNKING), await start(capabilities=CHUNKING)
+    outcome = (await carrier.carry(site_of(first, second), body=LARGE * 5))[0]
+    assert (outcome.verdict, outcome.uncertain) == (DELIVERED, False)
+    assert (first.messages, [message.body for message in second.messages]) == ([], [LARGE * 5])
+
+
+@pytest.mark.parametrize("body", [BODY, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("capabilities", "end"), [((), b".\r\n"), (("CHUNKING",), b"")])
+async def test_cut_off_behind_the_last_octet_is_uncertain(start, carrier, eventually, body, capabilities, end):
+    peer = await start({"DOT": SILENCE, "BDAT": SILENCE}, capabilities=capabilities)
+    attempt = asyncio.ensure_future(carrier.carry(peer, body=body))
+
+    def all_there():
+        raw = peer.sessions[0].raw if peer.sessions else b""
+        return len(raw) > len(body) and raw.endswith(body[-5:] + end)
+
+    await eventually(all_there)
+    attempt.cancel()
+    assert (await attempt)[0].uncertain
+
+
+async def test_cut_off_before_the_last_octet_is_not(start, carrier, eventually):
+    peer = await start({"BODY": SILENCE}, capabilities=CHUNKING)
+    attempt = asyncio.ensure_future(carrier.carry(peer, body=LARGE * 5))
+    await eventually(lambda: peer.sessions and b"BDAT" in peer.sessions[0].raw)
+    attempt.cancel()
+    outcome = (await attempt)[0]
+    assert (outcome.verdict, outcome.uncertain) == (DEFERRED, False)
+
+
+# --- limits of a transaction and of a session -------------------------------------------------------------------------
+
+
+async def test_limits_of_the_peer_are_kept(start, carrier):
+    peer = await start(capabilities=("PIPELINING", "LIMITS MAILMAX=2 RCPTMAX=10 RCPTDOMAINMAX=1"))
+    names = [f"u{number}@peer.example" for number in range(45)]
+    assert verdicts(await carrier.carry(peer, *names)) == [DELIVERED] * 45
+    assert [len(message.recipients) for message in peer.messages] == [10, 10, 10, 10, 5]
+    assert [session.verbs().count("MAIL") for session in peer.sessions] == [2, 2, 1]
+    assert peer.recipients == [f"RCPT TO:<{name}>" for name in names]
+
+
+@pytest.mark.parametrize("limits", ["LIMITS RCPTMAX=0 MAILMAX=0", "LIMITS RCPTMAX=-1", "LIMITS", "LIMITS RCPTMAX=1000"])
+async def test_limits_that_are_malformed_or_higher_than_ours_change_nothing(start, carrier, limits):
+    peer = await start(capabilities=("PIPELINING", limits))
+    await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(60)])
+    assert [len(message.recipients) for message in peer.messages] == [50, 10]
+
+
+async def test_8bit_mail_fails_where_it_is_configured_and_the_peer_cannot(start, carrier):
+    plain, capable = await start(capabilities=("PIPELINING",)), await start()
+    for peer, refuse, eightbit, verdict in [
+        (plain, True, True, FAILED),
+        (plain, True, False, DELIVERED),
+        (plain, False, True, DELIVERED),
+        (capable, True, True, DELIVERED),
+    ]:
+        outcome = (await carrier.carry(site_of(peer, refuse_8bit=refuse), eightbit=eightbit))[0]
+        assert outcome.verdict is verdict
+        assert (str(outcome.reply)[:9] == "554 5.6.3") == (verdict is FAILED)
+
+
+@pytest.mark.parametrize("gone", ["SIZE", "8BITMIME", "SMTPUTF8", "CHUNKING", "LIMITS RCPTMAX=1"])
+async def test_attack_33_capabilities_that_change_under_tls(start, carrier, certificate, gone):
+    """Only what was said in the last EHLO holds."""
+    before = ("PIPELINING", "SIZE 10", "CHUNKING", "SMTPUTF8", "8BITMIME", "LIMITS RCPTMAX=1")
+    under_tls = [f"250-{word}\r\n" for word in (*before, "SIZE 99999") if not word.startswith(gone.split()[0]) and word != "SIZE 10"]
+
+    def ehlo(session, line):
+        said = under_tls if session.tls else [f"250-{word}\r\n" for word in (*before, "STARTTLS")]
+        return ("250-peer\r\n" + "".join(said) + "250 HELP\r\n").encode()
+
+    peer = await start({"EHLO": ehlo}, tls=certificate)
+    outcomes = await carrier.carry(
+        site_of(peer, refuse_8bit=True), "b@peer.example", "c@peer.example", eightbit=True, smtputf8=True, body="Subject: ü\r\n\r\nü\r\n".encode()
+    )
+    if gone in ("8BITMIME", "SMTPUTF8"):
+        assert verdicts(outcomes) == [FAILED] * 2
+        assert str(outcomes[0].reply).split()[1] == ("5.6.3" if gone == "8BITMIME" else "5.6.7")
+        assert peer.messages == []
+        return
+    assert verdicts(outcomes) == [DELIVERED] * 2
+    assert ("BDAT" in peer.sessions[0].verbs()) == (gone != "CHUNKING")
+    assert (len(peer.messages) == 1) == (gone == "LIMITS RCPTMAX=1")
+    assert all(message.tls for message in peer.messages)
+
+
+async def test_attack_33_a_host_that_takes_less_than_the_one_before(start, carrier):
+    """The first host, without limits, hangs up; what the second one says is asked anew."""
+    first = await start({"MAIL": DROP}, capabilities=CHUNKING)
+    second = await start(capabilities=("PIPELINING", "SIZE 10"))
+    outcome = (await carrier.carry(site_of(first, second)))[0]
+    assert (outcome.verdict, str(outcome.reply)[:9]) == (FAILED, "552 5.3.4")
+    assert second.messages == []
 
 
 async def test_addresses_go_out_as_they_came_in(start, carrier):

@@ -66,6 +66,10 @@ async def test_what_is_written_is_read(shard):
         while part := await stream.next():
             parts.append(part)
         assert b"".join(parts) == stuffed(TEXT)
+    stream, parts = reading.stream(stuffed=False), []
+    while part := await stream.next():
+        parts.append(part)
+    assert b"".join(parts) == TEXT[:-1], "the last octet is the caller's to send"
     assert await reading.header() == b"Subject: x\r\n"
     assert shard.memory.used == 2 * bodyfile.READ
     reading.close()
