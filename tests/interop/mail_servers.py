@@ -31,7 +31,7 @@ DOMAIN = "peer.test"
 RECIPIENTS = 30
 """Recipients each takes in a transaction, to those beyond it says 452; OpenSMTPD 451."""
 
-SESSION = 25
+SESSION = 50
 """Messages OpenSMTPD takes in a session; 100 if it were not told."""
 
 _GID = 60_001

@@ -21,7 +21,7 @@ from tests.fakes.judge import Judge
 from tests.fakes.relay_process import HOST, RelayProcess
 from tests.fakes.sender import Sender
 from tests.fakes.sink import Received, Sink
-from tests.interop.mail_servers import DOMAIN, EXIM, OPENSMTPD, POSTFIX, RECIPIENTS, SESSION, Kind, MailServer, running
+from tests.interop.mail_servers import DOMAIN, EXIM, OPENSMTPD, POSTFIX, RECIPIENTS, Kind, MailServer, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -187,8 +187,8 @@ async def test_three_hundred_over_few_sessions(hop: Hop, eventually: Eventually)
     verdict = judge.verdict()
     assert verdict.faults() == {}
     assert (verdict.acknowledged, len(verdict.duplicate)) == (300, 0)
-    # Twice where the handshake fails, as it is dialled again in clear.
-    assert 0 < hop.server.sessions() - before <= 300 // SESSION * 3
+    assert before > 0, "sessions are not counted"
+    assert hop.server.sessions() - before <= 300 // 5  # twice as many where TLS fails: it is dialled again in clear
     samples = await hop.relay.metrics()
     assert samples["relayd_uncertain_deliveries_total"] == 0
     assert samples["relayd_bugs_total"] == 0
