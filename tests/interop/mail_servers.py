@@ -45,7 +45,8 @@ mount -t overlay overlay -o "lowerdir=$etc:/etc" /etc
 for memory in /run /var/lib /var/spool; do mount -t tmpfs tmpfs "$memory"; done
 mkdir -p /var/lib/opensmtpd/empty /var/lib/postfix /var/spool/exim4 /var/spool/postfix
 [ -z "$owner" ] || chown "$owner" /var/lib/postfix /var/spool/exim4
-exec "$@"
+"$@"
+exit  # behind a command, so that the shell stays: a server may change its user, and would outlive us (prctl(2))
 """
 
 _POSTFIX_MAIN = """\
@@ -237,8 +238,9 @@ def running(kind: Kind, directory: Path) -> Iterator[MailServer]:
             _await_listener(server, process)
             yield server._replace(tls=_secures(server.port))
         finally:
-            process.kill()  # the first process of the namespace goes with it, and with that one all the others
+            process.kill()  # the shell goes with it, and with that, its namespace's first process, all the others
             process.wait(10)
+            _await_end(server)
 
 
 def _etc(server: MailServer, directory: Path) -> Path:
@@ -262,14 +264,23 @@ def _etc(server: MailServer, directory: Path) -> Path:
 
 def _await_listener(server: MailServer, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, server.port)) == 0:
-                return
+    while not _listens(server.port):
         said = server.log.read_text("utf-8", "replace")
         assert process.poll() is None, f"{server.kind.name} ended:\n{said}"
         assert time.monotonic() < deadline, f"{server.kind.name} does not listen:\n{said}"
         time.sleep(0.05)
+
+
+def _await_end(server: MailServer) -> None:
+    deadline = time.monotonic() + 10
+    while _listens(server.port):
+        assert time.monotonic() < deadline, f"{server.kind.name} is still there"
+        time.sleep(0.01)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _secures(port: int) -> bool:
