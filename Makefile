@@ -27,7 +27,7 @@ lint: $(READY)  ## ruff, the import contracts, the size budget
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-interop: $(READY)  ## smtplib, swaks, curl, msmtp and Postfix's load tools against a running relayd
+interop: $(READY)  ## relayd with the clients, servers and load tools of others; as root
 	tests/interop/install.sh
 	$(BIN)/python -m pytest tests/interop -rs
 

@@ -65,7 +65,7 @@ class Verdict:
 
     acknowledged: deliveries answered 250. lost: of these, neither arrived nor bounced nor queued. duplicate: with more
     than one outcome. unexplained: of these, with no cut between two outcomes, nor between the client's being turned away
-    and the second (I3). ghost: arrived, never sent whole. premature: bounced, though no next hop refused them for good
+    and the second, nor a lost answer (I3). ghost: arrived, never sent whole. premature: bounced, though no next hop refused them for good
     (I4). doubled: duplicates by cut, in the cuts' order.
     """
 
@@ -113,6 +113,7 @@ class Judge:
         self._sent: set[Delivery] = set()
         self._failed: dict[Delivery, list[float]] = collections.defaultdict(list)
         """When the relay said that it cannot keep a message: each time it may turn out, behind a cut, that it did."""
+        self._answers_lost: collections.Counter[Delivery] = collections.Counter()
 
     # --- the client's side ----------------------------------------------------------------------------------------
 
@@ -135,8 +136,11 @@ class Judge:
 
     # --- the next hop's side ----------------------------------------------------------------------------------------
 
-    def take(self, received: Received) -> None:
-        """What a sink received: mail, or a notification for its sender. For `Sink(on_message=...)`."""
+    def take(self, received: Received, *, answered: bool = True) -> None:
+        """What a sink received: mail, or a notification for its sender. For `Sink(on_message=...)`.
+
+        answered: whether it told the relay so; if not, each recipient may arrive once more.
+        """
         now = time.monotonic()
         if received.sender.startswith(b"<>"):
             for recipient in re.findall(rb"^Final-Recipient: rfc822; (\S+)\r$", received.content, re.MULTILINE):
@@ -146,6 +150,7 @@ class Judge:
             one = delivery(recipient)
             altered = received.behind_trace() != self.content(one[0])
             self.arrivals[one].append(Arrival(now, altered))
+            self._answers_lost[one] += not answered
 
     # --- the drill's side -------------------------------------------------------------------------------------------
 
@@ -161,8 +166,11 @@ class Judge:
         for one in reached:
             times = sorted(arrival.at for arrival in (*self.arrivals.get(one, ()), *self.bounces.get(one, ())))
             failed = self._failed.get(one, []).copy()
-            for first, second in itertools.pairwise(times):
+            explained = self._answers_lost[one]
+            for number, (first, second) in enumerate(itertools.pairwise(times)):
                 duplicate.add(one)
+                if number < explained:
+                    continue
                 cut = self._between(first, second)
                 if cut is None and failed:
                     cut = self._between(failed.pop(0), second)

@@ -48,7 +48,7 @@ class RelayProcess:
     """relayd over `directory`: three listeners, loopback trusted, all mail to `next_hops` unless `routes` say more.
 
     ports: by kind of listener, and "admin". ca: PEM file of the authority that signed the certificate.
-    extra: further lines of the configuration, table by table, for tables not written here.
+    limits, delivery: lines of these tables. extra: further tables, those not written here.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class RelayProcess:
         routes: Mapping[str, Sequence[int]] | None = None,
         retry_schedule: Sequence[str] = ("1s",),
         limits: str = 'disk_reserve = "16MB"',
+        delivery: str = "",
         extra: str = "",
     ) -> None:
         self.directory = directory
@@ -68,7 +69,7 @@ class RelayProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self._certify()
         by_domain = {**(routes or {}), **({"*": next_hops} if next_hops else {})}
-        self.configuration.write_text(self._text(by_domain, retry_schedule, limits) + extra, encoding="utf-8")
+        self.configuration.write_text(self._text(by_domain, retry_schedule, limits, delivery) + extra, encoding="utf-8")
 
     def _certify(self) -> None:
         authority = trustme.CA()
@@ -77,7 +78,9 @@ class RelayProcess:
         issued.private_key_pem.write_to_path(str(self.directory / "key.pem"))
         (self.directory / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
 
-    def _text(self, routes: Mapping[str, Sequence[int]], retry_schedule: Sequence[str], limits: str) -> str:
+    def _text(
+        self, routes: Mapping[str, Sequence[int]], retry_schedule: Sequence[str], limits: str, delivery: str
+    ) -> str:
         listeners = "".join(
             f'[[listeners]]\nbind = "{HOST}:{self.ports[kind]}"\nkind = "{kind}"\n' for kind in KINDS
         )
@@ -91,7 +94,7 @@ class RelayProcess:
             '[tls]\ncertificate = "cert.pem"\nprivate_key = "key.pem"\n'
             '[relay]\ntrusted_networks = ["127.0.0.0/8"]\n'
             f"[limits]\n{limits}\n"
-            f"[delivery]\nretry_schedule = {json.dumps(list(retry_schedule))}\n"
+            f"[delivery]\nretry_schedule = {json.dumps(list(retry_schedule))}\n{delivery}\n"
             f'[admin]\nbind = "{HOST}:{self.ports["admin"]}"\n'
             '[log]\nfile = "events.log"\n' + listeners + by_domain
         )

@@ -80,6 +80,19 @@ def test_a_third_arrival_needs_a_second_cut() -> None:
     assert judge.verdict().faults() == {"unexplained": [ONE]}
 
 
+def test_a_lost_answer_explains_one_duplicate() -> None:
+    judge = sent(b"250 2.0.0 Ok\r\n")
+    taken = Received(b"<a@ledger.test>", (b"<n1@sink.test>",), TRACE + message(1))
+    judge.take(taken, answered=False)
+    assert judge.verdict().faults() == {}
+    judge.take(taken)
+    verdict = judge.verdict()
+    assert verdict.faults() == {}
+    assert verdict.duplicate == {ONE}
+    judge.take(taken)
+    assert judge.verdict().faults() == {"unexplained": [ONE]}
+
+
 def test_what_bounced_was_refused_and_did_not_arrive() -> None:
     judge = sent(b"250 2.0.0 Ok\r\n")
     text = b"Subject: no\r\n\r\nFinal-Recipient: rfc822; n1@sink.test\r\nAction: failed\r\n"
