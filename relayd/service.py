@@ -22,6 +22,9 @@ from relayd.control.protocol import Status
 from relayd.control.server import Control
 from relayd.inbound.listener import Listeners
 from relayd.message.queue_id import MAX_SHARDS
+from relayd.outbound.connection import Timeouts
+from relayd.outbound.connector import Connector
+from relayd.outbound.credentials import Credentials
 from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
 from relayd.outbound.routing import Router
@@ -69,16 +72,16 @@ class Service:
             hostname=settings.hostname,
             settings=settings.delivery,
             router=Router(settings, self.resolver),
+            connector=Connector(settings.hostname, tls.next_hop_contexts(), Timeouts(), _credentials(settings)),
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,
-            contexts=tls.next_hop_contexts(),
             random=random.Random(),
         )
         self.queue.added = self.dispatcher.add
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
         self.queue.dismiss = self.feed.dismiss
-        self.dispatcher.woken = self.feed.wake
+        self.dispatcher.when_woken(self.feed.wake)
         self.authenticator = Authenticator(settings.auth.users_file, spool / "auth-failures")
         self.listeners = Listeners(settings, _tls_context(settings), self.queue, self.authenticator)
         self.control = Control(spool, self)
@@ -132,6 +135,10 @@ class Service:
         await self._exit.aclose()
         log.gather(None)
         log.stopped()
+
+    def reload(self) -> None:
+        """Take up what has changed outside of the configuration: the system's authorities, credentials of routes."""
+        self.dispatcher.renew(tls.next_hop_contexts())
 
     def cut(self) -> None:
         """Stop now: what `stop` still waits for is cut. Nothing accepted is lost by that."""
@@ -192,6 +199,12 @@ class Service:
 
 def _tls_context(settings: Settings) -> tls.Context | None:
     return tls.listener_context(settings.tls.certificate, settings.tls.private_key) if settings.tls else None
+
+
+def _credentials(settings: Settings) -> dict[str, Credentials]:
+    """By the name of the terms that ask for them."""
+    routes = enumerate(settings.routes)
+    return {f"routes[{number}]": Credentials(route.credentials) for number, route in routes if route.credentials}
 
 
 def _stores(directories: Sequence[Path], shards: int) -> list[JournalStore]:

@@ -1,7 +1,8 @@
 """`relayd serve`: the relay in the foreground. Owns the process's signals and its end.
 
-SIGTERM and SIGINT drain, a second one cuts; SIGHUP opens the log file anew. A failed start is one line on standard
-error and an exit code of sysexits.
+SIGTERM and SIGINT drain, a second one cuts; SIGHUP opens the log file anew, and sessions with next
+hops under the system's authorities as they are now. A failed start is one line on standard error and an exit code of
+sysexits.
 """
 
 from __future__ import annotations
@@ -79,13 +80,17 @@ class _Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, _reopen_log)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _stop(self, number: signal.Signals) -> None:
         if self.received.is_set():
             self._service.cut()
         self.name = number.name
         self.received.set()
+
+    def _reload(self) -> None:
+        _reopen_log()
+        self._service.reload()
 
 
 def _reopen_log() -> None:

@@ -128,11 +128,6 @@ class Connection:
         """Whether another command may be sent."""
         return not self._protocol.failure
 
-    @property
-    def failure(self) -> str:
-        """Why it is over."""
-        return self._protocol.failure
-
     def close(self) -> None:
         """Say QUIT if possible and close. Returns at once; the peer has two seconds to answer."""
         self._protocol.quit(self._timeouts.quit)
@@ -151,17 +146,17 @@ class Connection:
     async def hello(self, hostname: str) -> Outcome | None:
         """EHLO, and HELO where that is not known (RFC 5321 §3.2)."""
         name = hostname.encode("ascii")
-        answer = await self._ask(b"EHLO " + name, self._timeouts.ehlo)
+        answer = await self.command(b"EHLO " + name, self._timeouts.ehlo)
         if goes_on(EHLO, answer):
             self.extensions, _ = parse_esmtp_extensions(answer.text if answer else "")
             return None
         if answer is not None and answer.code >= 500:
-            answer = await self._ask(b"HELO " + name, self._timeouts.ehlo)
+            answer = await self.command(b"HELO " + name, self._timeouts.ehlo)
         return None if goes_on(EHLO, answer) else self.outcome(EHLO, answer)
 
     async def secure(self, context: ssl.SSLContext, hostname: str) -> Outcome | None:
         """STARTTLS, handshake, EHLO again (RFC 3207 §4.2); an outcome when that failed."""
-        answer = await self._ask(b"STARTTLS", self._timeouts.starttls)
+        answer = await self.command(b"STARTTLS", self._timeouts.starttls)
         if answer is None:
             return self.outcome(STARTTLS, None)
         if not goes_on(STARTTLS, answer):
@@ -181,7 +176,7 @@ class Connection:
 
     async def command(self, line: bytes, silence: float) -> Reply | None:
         """Say one line, without its CRLF; the answer, None when none came. ValueError: a control character in it."""
-        return await self._ask(line, silence)
+        return next(iter(await self._protocol.exchange(_lines(line), 1, silence)), None)
 
     def agree(self, messages: int, *, chunking: bool) -> None:
         """Hold to what the site says, and to what the peer said in its last answer to EHLO (RFC 9422)."""
@@ -215,26 +210,23 @@ class Connection:
         """What the table makes of an answer here, or of none; the reply as it is kept."""
         verdict = ruling(stage, answer)
         if answer is None:
-            answer = reply.interrupted(self.label, self.failure, stage.label)
+            answer = reply.interrupted(self.label, self._protocol.failure, stage.label)
         return Outcome(verdict.verdict, verdict.scope, reply.shortened(answer), self.label, verdict.uncertain)
-
-    async def _ask(self, command: bytes, silence: float) -> Reply | None:
-        return next(iter(await self._protocol.exchange(_lines(command), 1, silence)), None)
 
     async def _envelope_in_turn(self, transaction: Transaction) -> None:
         """One command at a time, as far as the answers go on."""
-        transaction.sender = await self._ask(transaction.mail, self._timeouts.mail)
+        transaction.sender = await self.command(transaction.mail, self._timeouts.mail)
         if not goes_on(MAIL, transaction.sender):
             return
         for command in transaction.rcpt:
-            answer = await self._ask(command, self._timeouts.rcpt)
+            answer = await self.command(command, self._timeouts.rcpt)
             if answer is None:
                 return
             transaction.recipients.append(answer)
             if _ends(answer):
                 return
         if transaction.wanted and not transaction.chunk:
-            transaction.data = await self._ask(b"DATA", self._timeouts.data)
+            transaction.data = await self.command(b"DATA", self._timeouts.data)
 
     async def _content(self, transaction: Transaction) -> None:
         """What follows 354: the body and the dot, or the dot alone where no recipient was taken. Or BDAT and its chunk.
@@ -245,7 +237,7 @@ class Connection:
         if not transaction.wanted:
             if goes_on(MAIL, transaction.sender):
                 # RFC 2920 §3.1: 354 though no recipient was taken; the server must refuse an empty message.
-                await self._ask(b".", self._timeouts.dot)
+                await self.command(b".", self._timeouts.dot)
             else:
                 self.abort("took DATA without a sender")
             return
@@ -288,7 +280,7 @@ class Connection:
 
     async def _reset(self) -> None:
         """RSET, so that nothing of an unfinished transaction is left (RFC 5321 §4.1.1.5)."""
-        if not goes_on(MAIL, await self._ask(b"RSET", self._timeouts.rset)):
+        if not goes_on(MAIL, await self.command(b"RSET", self._timeouts.rset)):
             self.abort("RSET was not answered 250")
 
 

@@ -13,12 +13,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
 
 import msgspec
 from pydantic import SecretStr
 
 from relayd import clock
+from relayd.config import schema
 
 FETCH_SECONDS = 30.0
 """What a file, or the command, gets to bring the secret."""
@@ -46,34 +46,6 @@ class CredentialsError(Exception):
     """The secret cannot be had; says which setting and why, never the secret."""
 
 
-class Configured(Protocol):
-    """What the configuration says of credentials: one of the four is set."""
-
-    @property
-    def username(self) -> str:
-        """Name to authenticate as."""
-
-    @property
-    def password(self) -> SecretStr | None:
-        """The password itself."""
-
-    @property
-    def password_file(self) -> Path | None:
-        """File whose first line is the password."""
-
-    @property
-    def token_file(self) -> Path | None:
-        """File with an OAuth token."""
-
-    @property
-    def token_command(self) -> tuple[str, ...]:
-        """Program that prints an OAuth token, with its arguments."""
-
-    @property
-    def mechanism(self) -> Literal["plain", "login", "xoauth2"] | None:
-        """The one SASL mechanism to use."""
-
-
 class Secret(msgspec.Struct, frozen=True):
     """What proves who we are, in printable ASCII. token: an OAuth 2.0 access token (RFC 6749), else a password."""
 
@@ -95,7 +67,7 @@ class Credentials:
     last EARLY seconds. Cost: O(1), a thread's turn for a file.
     """
 
-    def __init__(self, configured: Configured, now: Callable[[], float] = clock.monotonic) -> None:
+    def __init__(self, configured: schema.Credentials, now: Callable[[], float] = clock.monotonic) -> None:
         self.username = _printable(configured.username, "username")
         self.mechanism = configured.mechanism
         self._configured = configured

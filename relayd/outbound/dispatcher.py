@@ -1,41 +1,38 @@
 """Makes mail move: entries into the scheduler, work out of it, outcomes into the queue. The only one to talk to it.
 
 Owns the tasks (one for each busy connection slot, some at rest, one for each domain being resolved) and the timer.
-Decides without awaiting; knows when something is tried, not how (`delivery`) nor what a reply means (`classify`).
+Decides without awaiting; knows when something is tried, not how (`delivery`) nor what follows (`conclusion`).
 service makes it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Coroutine
 from random import Random
 
 from relayd import clock, log, metrics
 from relayd.config import schema
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import USUAL, Site, Terms, Way
+from relayd.message.site import Site, Way
 from relayd.outbound.addresses import Permitted
-from relayd.outbound.connection import Timeouts
+from relayd.outbound.conclusion import Conclusion
 from relayd.outbound.connector import Connector
 from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.pool import Pool
 from relayd.outbound.routing import Router
 from relayd.outbound.settling import Settling
-from relayd.outbound.signals import signal
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.feedback import CROWDED, NOTHING, SERVED, UNREACHABLE, Change, Report, Trouble
-from relayd.scheduler.scheduler import MOVED_AT_ONCE, Scheduler
+from relayd.scheduler.feedback import NOTHING, Report
+from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
 from relayd.spool.bodies import Reading
 from relayd.spool.queue import Queue
-from relayd.spool.records import DEFERRED, Message, Result
+from relayd.spool.records import DEFERRED, Message
 from relayd.tls import NextHopContexts
 
 MAX_RESOLVING = 100
@@ -53,10 +50,7 @@ CUT_SECONDS = 2.0
 MAX_RESTING = 100
 """Workers kept when there is no work for them; beyond, they end. Waking one costs less than starting one."""
 
-BUG_PAUSE = 60.0
-"""Seconds until an entry is tried again whose outcomes could not be turned into a record."""
-
-_SERVED, _NOTHING = Report(SERVED), Report(NOTHING)
+_NOTHING = Report(NOTHING)
 
 _INTERNAL_ERROR = Outcome(Verdict.DEFERRED, Scope.MESSAGE, reply.INTERNAL_ERROR)
 
@@ -75,32 +69,33 @@ class Dispatcher:
         hostname: str,
         settings: schema.Delivery,
         router: Router,
+        connector: Connector,
         queue: Queue,
         scheduler: Scheduler,
         resolver: Resolver,
-        contexts: NextHopContexts,
         random: Random,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008  # frozen
     ) -> None:
         self._queue = queue
         self._scheduler = scheduler
         self._router = router
-        self._pool = Pool()
-        self._connector = Connector(hostname, contexts, timeouts)
+        self._pool = Pool(scheduler.sites.is_backed_up)
+        self._connector = connector
         permitted = Permitted(settings.private_next_hops)
         self._delivery = Delivery(self._connector, self._pool, resolver, permitted, random)
         self._contents = Contents(queue)
-        self._settling = Settling(hostname, settings, queue, random, self._settled)
+        settling = Settling(hostname, settings, queue, random)
+        self._conclusion = Conclusion(queue, scheduler, self._contents, settling, self._wake_at)
         self._working: set[asyncio.Task[None]] = set()
         self._resolving: set[asyncio.Task[None]] = set()
-        self._telling: set[asyncio.Task[None]] = set()
         self._resting: list[asyncio.Future[tuple[Site, Entry] | None]] = []
         self._unresolved: deque[Way] = deque()  # as many as wait in the scheduler, at most
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
-        self.woken: Callable[[Collection[str]], None] = lambda _domains: None
-        """Told of the domains whose mail waited for a site that is back; service sets it."""
+
+    def when_woken(self, tell: Callable[[Collection[str]], None]) -> None:
+        """Tell of the domains whose mail waited for a site that is back."""
+        self._conclusion.woken = tell
 
     def add(self, message: Message, woken: Collection[str] = ()) -> None:
         """Take a message that is durable, new or recovered: its unfinished recipients wait for their time.
@@ -135,6 +130,11 @@ class Dispatcher:
             self._scheduler.add(anew, now, held=message.held)
         self._pump()
 
+    def renew(self, contexts: NextHopContexts) -> None:
+        """From now on, sessions are opened under these contexts; those that are open serve nobody any more."""
+        self._connector.renew(contexts)
+        self._pool.renew()
+
     def start(self) -> None:
         """Begin to deliver."""
         self._running = True
@@ -153,8 +153,7 @@ class Dispatcher:
         for task in self._resolving:
             task.cancel()
         await _ended(self._working | self._resolving, seconds)
-        # Those that ended last may have left something to tell.
-        await _ended(self._telling, CUT_SECONDS)
+        await self._conclusion.drain()
         await self._connector.close(1.0)
 
     # --- starting work ----------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ class Dispatcher:
             return
         self._scheduler.advance(now)
         self._route(now)
-        more = self._put_off()
+        more = self._conclusion.put_off()
         while (work := self._scheduler.take(now)) is not None:
             if self._resting:
                 self._resting.pop().set_result(work)
@@ -180,22 +179,13 @@ class Dispatcher:
         self._wake_for_next()
 
     def _route(self, now: float) -> None:
-        for way in self._scheduler.unrouted():
+        for way in self._scheduler.unbound.asked():
             if (site := self._router.known(way)) is not None:
                 self._scheduler.bind(way, site, now + ROUTE_SECONDS, now)
             else:
                 self._unresolved.append(way)
         while self._unresolved and len(self._resolving) < MAX_RESOLVING:
             self._own(self._resolving, self._resolve(self._unresolved.popleft()))
-
-    def _put_off(self) -> bool:
-        """Defer what waits for sites that are dead; whether there may be more of it."""
-        barred = self._scheduler.barred()
-        for site, entry, trouble in barred:
-            entry.stalled = True
-            outcomes = dict.fromkeys(entry.recipients, _not_tried(trouble.outcome))
-            self._settle(entry, outcomes, terms=site.terms, judged_at=trouble.at)
-        return len(barred) == MOVED_AT_ONCE
 
     async def _resolve(self, way: Way) -> None:
         try:
@@ -206,7 +196,7 @@ class Dispatcher:
             found = _INTERNAL_ERROR
         if isinstance(found, Outcome):
             for entry in self._scheduler.unroute(way):
-                self._settle(entry, dict.fromkeys(entry.recipients, found))
+                self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found))
         else:
             site, valid = found
             now = clock.monotonic()
@@ -220,7 +210,7 @@ class Dispatcher:
             except BaseException:
                 self._scheduler.sites.release(site, _NOTHING, clock.monotonic())
                 raise
-            self._conclude(site, entry, outcomes)
+            self._conclusion.attempted(site, entry, outcomes)
             work = None
             if not self._queue.healthy:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
@@ -253,88 +243,6 @@ class Dispatcher:
         given: asyncio.Future[tuple[Site, Entry] | None] = asyncio.get_running_loop().create_future()
         self._resting.append(given)
         return await given
-
-    # --- ending it --------------------------------------------------------------------------------------------------
-
-    def _conclude(self, site: Site, entry: Entry, outcomes: dict[int, Outcome]) -> None:
-        """An attempt is over: its slot is free, and the scheduler is told how the site took it."""
-        now = clock.monotonic()
-        sites = self._scheduler.sites
-        said = signal(outcomes)
-        report, first = _SERVED, next(iter(outcomes.values()), None)
-        if said is not SERVED:
-            step = self._settling.step(entry, site.terms)
-            report = Report(said, Trouble(first, clock.wall()) if first else None, step, entry.way)
-        # Where other sessions go on, one too many was no attempt: the mail is next again, for these.
-        again = said is CROWDED and sites.shares(site) and all(o.scope is Scope.SITE for o in outcomes.values())
-        if again:
-            self._scheduler.restore(site, entry, now)
-        changes = sites.release(site, report, now)
-        if changes:
-            self._changed(site, changes, first, now)
-        if again:
-            return
-        entry.stalled = said is UNREACHABLE or said is CROWDED
-        probe = sites.probe(site) if entry.stalled else None
-        no_later = math.inf if probe is None else clock.wall() + probe - now
-        self._settle(entry, outcomes, terms=site.terms, no_later=no_later)
-
-    def _changed(self, site: Site, changes: Sequence[Change], outcome: Outcome | None, now: float) -> None:
-        for change in changes:
-            metrics.site_changed(change.aspect.value, raised=change.raised)
-            log.site_changed(site, change.aspect.value, change.previous, change.limit, outcome, raised=change.raised)
-            if change.ways:
-                self._scheduler.wake(change.ways, now)
-                self.woken({way.domain for way in change.ways})
-
-    def _settle(
-        self,
-        entry: Entry,
-        outcomes: Mapping[int, Outcome],
-        *,
-        terms: Terms = USUAL,
-        no_later: float = math.inf,
-        judged_at: float = math.inf,
-    ) -> None:
-        """See `Settling.settle`. What has to be read from disk before is waited for by a task of its own."""
-        settle = partial(
-            self._settling.settle, entry, outcomes, terms=terms, no_later=no_later, judged_at=judged_at
-        )
-        message = self._queue.get(entry.message.id)
-        if message is None or isinstance(message.body, bytes) or not self._settling.tells(entry, outcomes):
-            self._contained(entry, settle)
-        else:
-            self._own(self._telling, self._settle_with_header(entry, message, settle))
-
-    async def _settle_with_header(self, entry: Entry, message: Message, settle: Callable[[bytes], None]) -> None:
-        header = await self._contents.header(message)
-        self._contained(entry, partial(settle, header))
-
-    def _contained(self, entry: Entry, settle: Callable[[], None]) -> None:
-        try:
-            settle()
-        except Exception:  # noqa: BLE001  # as above
-            # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
-            log.bug("settling", id=entry.message.id)
-            metrics.bugs.inc()
-            self._put_back(entry, entry.recipients, entry.attempts, clock.monotonic() + BUG_PAUSE)
-
-    def _settled(self, entry: Entry, results: tuple[Result, ...]) -> None:
-        """The results of an entry are durable. Who is deferred is in the scheduler again before the entry leaves."""
-        deferred = [result for result in results if result.state is DEFERRED]
-        if deferred:
-            recipients = tuple(result.recipient for result in deferred)
-            due = _monotonic(deferred[0].due, clock.monotonic())
-            self._put_back(entry, recipients, entry.attempts + 1, due)
-        else:
-            self._scheduler.finish(entry)
-
-    def _put_back(self, entry: Entry, recipients: tuple[int, ...], attempts: int, due: float) -> None:
-        message = self._queue.get(entry.message.id)
-        anew = Entry(entry.message, entry.way, recipients, attempts, due, entry.stalled)
-        self._scheduler.add(anew, clock.monotonic(), held=message is not None and message.held)
-        self._scheduler.finish(entry)
-        self._wake_at(due)
 
     # --- tasks and the timer ----------------------------------------------------------------------------------------
 
@@ -400,10 +308,6 @@ def _groups(message: Message) -> dict[tuple[str, int, float, bool], list[int]]:
             stalled = reply.is_unreached(result.reply)
             groups.setdefault((route_key(address), result.attempts, result.due, stalled), []).append(recipient)
     return groups
-
-
-def _not_tried(last: Outcome) -> Outcome:
-    return Outcome(Verdict.DEFERRED, Scope.SITE, reply.shortened(reply.not_tried(last.reply)), last.host)
 
 
 def _monotonic(due: float, now: float) -> float:

@@ -41,14 +41,14 @@ Ended = Callable[[Entry, tuple[Result, ...]], None]
 class Settling:
     """`settle` takes one attempt's outcomes; `ended` is called, once, when they are durable. O(recipients)."""
 
-    def __init__(self, hostname: str, settings: schema.Delivery, queue: Queue, random: Random, ended: Ended) -> None:
+    def __init__(self, hostname: str, settings: schema.Delivery, queue: Queue, random: Random) -> None:
         self._hostname = hostname
         self._max_age = settings.max_age
         self._usual = Backoff(settings.retry_schedule)
         self._backoffs: dict[tuple[float, ...], Backoff] = {(): self._usual}  # as many as are configured
         self._queue = queue
         self._random = random
-        self._ended = ended
+        self.ended: Ended = lambda _entry, _results: None
 
     def step(self, entry: Entry, terms: Terms) -> float:
         """Seconds after which an entry that is deferred now is tried again, at the earliest."""
@@ -68,22 +68,24 @@ class Settling:
         terms: Terms = USUAL,
         no_later: float = math.inf,
         judged_at: float = math.inf,
+        judged_next: float = math.inf,
     ) -> None:
         """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory.
 
         terms: of its site. no_later: wall time at which it is tried again at the latest. judged_at: wall time of the
-        attempt that the outcomes tell of, where that was another entry's: mail expires by an attempt after its time.
+        attempt that the outcomes tell of, where that was another entry's: mail expires by an attempt after its time,
+        so what is past it waits for `judged_next` at the latest.
         """
         message = self._queue.get(entry.message.id)
         if message is None:
             # Removed by the operator during the attempt.
-            self._ended(entry, ())
+            self.ended(entry, ())
             return
         now = clock.wall()
         expiry = entry.message.accepted_at + self._max_age
         wait = self._backoff(terms).delay(entry.attempts + 1, self._random.random())
-        # The last attempt is at expiry. What is older and has not been judged since waits for that.
-        due = max(now, min(now + wait, no_later, expiry if now < expiry else math.inf))
+        # The last attempt is at expiry.
+        due = max(now, min(now + wait, no_later, expiry if now < expiry else judged_next))
         results = self._results(entry, outcomes, now, EXPIRED if min(now, judged_at) >= expiry else DEFERRED, due)
         if not results:
             return
@@ -156,7 +158,7 @@ class Settling:
             )
         if failed:
             self._told(settled, envelope.sender, failed)
-        self._ended(entry, settled.results)
+        self.ended(entry, settled.results)
 
     def _told(self, settled: Settled, sender: str, failed: int) -> None:
         if settled.notification is not None:

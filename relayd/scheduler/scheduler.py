@@ -13,9 +13,8 @@ from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, HELD, READY, Census
 from relayd.scheduler.classes import Interactive
 from relayd.scheduler.deferred import Deferred
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.feedback import Trouble
 from relayd.scheduler.lanes import Lanes
-from relayd.scheduler.site_queue import SiteQueue
+from relayd.scheduler.site_queue import Outage, SiteQueue
 from relayd.scheduler.sites import Sites
 from relayd.scheduler.unbound import Unbound
 
@@ -32,20 +31,20 @@ class Scheduler:
     - A site gets an entry only while its window, its pace and its health allow: see `site_queue`. Sites that may start
       one take turns, and inside a site accounts do: whatever others have waiting delays an account's next entry by one
       round at most.
-    - A way without a valid binding and with ready entries is either to be handed out by `unrouted` or was, once.
+    - A way without a valid binding and with ready entries is either to be handed out by `unbound.asked` or was, once.
     - Of a dead site's ready entries, one is kept for the next probe, and `barred` hands out the others.
     - Nothing is remembered of a way, account or message that has no entry and no valid binding, nor for long of a
       site that has no entry and no slot in use.
 
     Cost: add, take, restore, finish are O(1), and O(log n) for an entry that is due later or a site that waits
     for a time; advance is O(log n) for each entry that became due, bind O(accounts waiting on the way), unroute and
-    barred O(entries returned), unrouted O(ways returned), counts O(1); withdraw and recall O(entries of the message),
+    barred O(entries returned), counts O(1); withdraw and recall O(entries of the message),
     and now and then a pass over the deferred ones, as wake is. None looks at other sites, ways or accounts than its
     own, but for a recall of what waits where its way led before: O(sites).
     """
 
     def __init__(self, interactive: Interactive = Interactive()) -> None:  # noqa: B008  # immutable
-        self._unbound = Unbound(interactive)
+        self.unbound = Unbound(interactive)
         self._bindings = Bindings()
         self._deferred = Deferred()
         self._census = Census()
@@ -56,7 +55,7 @@ class Scheduler:
     @property
     def size(self) -> int:
         """Things remembered: messages, sites, ways, bindings, timers. Zero an hour after all has ended."""
-        parts: list[Sized] = [self._census, self.sites, self._unbound, self._bindings, self._deferred, self.lanes]
+        parts: list[Sized] = [self._census, self.sites, self.unbound, self._bindings, self._deferred, self.lanes]
         return sum(map(len, parts)) + len(self._entries)
 
     @property
@@ -95,19 +94,15 @@ class Scheduler:
         self.sites.advance(now)
         return self.next
 
-    def unrouted(self) -> list[Way]:
-        """Ways that need a site, longest waiting first; each once until `bind` or `unroute` answers."""
-        return self._unbound.asked()
-
     def bind(self, way: Way, site: Site, until: float, now: float) -> None:
         """The ready entries of the way join the site's queue; so do those that become ready before `until`."""
         self._bindings.put(way, site, until)
-        if (entries := self._unbound.take(way)) is not None:
+        if (entries := self.unbound.take(way)) is not None:
             self.sites.absorb(site, entries, now)
 
     def unroute(self, way: Way) -> list[Entry]:
         """The way leads nowhere: what waits on it becomes active without a slot, for the caller to settle."""
-        waiting = self._unbound.take(way)
+        waiting = self.unbound.take(way)
         entries = []
         while waiting:
             entries.append(entry := waiting.pop())
@@ -131,8 +126,8 @@ class Scheduler:
         self._move(entry, READY)
         self.sites.restore(site, entry, now)
 
-    def barred(self) -> list[tuple[Site, Entry, Trouble]]:
-        """What waits for dead sites and is not to be tried: active without a slot, with what was last heard there.
+    def barred(self) -> list[tuple[Site, Entry, Outage]]:
+        """What waits for dead sites and is not to be tried: active without a slot, and why.
 
         At most MOVED_AT_ONCE a call; with as many, there may be more.
         """
@@ -141,7 +136,7 @@ class Scheduler:
             self._move(entry, ACTIVE)
             assert queue.outage is not None
             queue.put_off(entry.way)
-            barred.append((queue.site, entry, queue.outage.trouble))
+            barred.append((queue.site, entry, queue.outage))
         return barred
 
     def wake(self, ways: Iterable[Way], now: float) -> None:
@@ -201,15 +196,15 @@ class Scheduler:
             return True
         # In the rare case that its way leads to another site by now, it is in a queue nobody finds: it stays.
         queue = self._bound(entry.way)
-        return entry not in self._unbound and (queue is None or entry not in queue.entries)
+        return entry not in self.unbound and (queue is None or entry not in queue.entries)
 
     def _bound(self, way: Way) -> SiteQueue | None:
         site = self._bindings.last(way)
         return self.sites.get(site) if site else None
 
     def _remove_ready(self, entry: Entry) -> None:
-        if entry in self._unbound:
-            self._unbound.remove(entry)
+        if entry in self.unbound:
+            self.unbound.remove(entry)
             return
         queue = self._bound(entry.way)
         if queue is None or entry not in queue.entries:
@@ -238,6 +233,6 @@ class Scheduler:
         self._move(entry, READY)
         site = self._bindings.of(entry.way, now)
         if site is None:
-            self._unbound.push(entry)
+            self.unbound.push(entry)
         else:
             self.sites.push(site, entry, now)

@@ -145,18 +145,17 @@ class Relay:
             hostname="relay.example",
             settings=delivery,
             router=Router(configured, self.resolver),
+            connector=Connector("relay.example", CONTEXTS, timeouts),
             queue=self.queue,
             scheduler=self.scheduler,
             resolver=self.resolver,
-            contexts=CONTEXTS,
             random=random.Random(1),
-            timeouts=timeouts,
         )
         self.queue.added = self.dispatcher.add
         self.queue.rescheduled = self.dispatcher.reschedule
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)
         self.queue.dismiss = self.feed.dismiss
-        self.dispatcher.woken = self.feed.wake
+        self.dispatcher.when_woken(self.feed.wake)
 
     async def __aenter__(self) -> Relay:
         for message in await self.queue.open():

@@ -127,12 +127,12 @@ async def test_a_bounce_that_cannot_be_made_keeps_the_message(start, relay, even
     peer = await start(REFUSE_STRANGERS)
     relay = await relay(routes={"*": [peer]}, retry_schedule=(0.05,))
     failures = iter([True])
-    compose = relay.dispatcher._settling._notification
+    compose = relay.dispatcher._conclusion._settling._notification
 
     def fail_once(message, failed, header, now):
         return None if next(failures, False) else compose(message, failed, header, now)
 
-    monkeypatch.setattr(relay.dispatcher._settling, "_notification", fail_once)
+    monkeypatch.setattr(relay.dispatcher._conclusion._settling, "_notification", fail_once)
     await relay.submit("nobody@peer.example", "fine@peer.example")
     await eventually(lambda: relay.empty)
     assert [message.mail[:12] for message in peer.messages] == ["MAIL FROM:<a", "MAIL FROM:<>"]

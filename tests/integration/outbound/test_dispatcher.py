@@ -301,17 +301,17 @@ async def test_a_bug_in_one_message_leaves_the_others_alone(start, relay, eventu
 
 
 async def test_a_bug_in_settling_puts_the_entry_back(start, relay, eventually, monkeypatch):
-    monkeypatch.setattr("relayd.outbound.dispatcher.BUG_PAUSE", 0.05)
+    monkeypatch.setattr("relayd.outbound.conclusion.BUG_PAUSE", 0.05)
     peer = await start()
     relay = await relay(routes={"*": [peer]})
-    settle, failures = relay.dispatcher._settling.settle, iter([True])
+    settle, failures = relay.dispatcher._conclusion._settling.settle, iter([True])
 
     def fail_once(*arguments, **settings):
         if next(failures, False):
             raise RuntimeError("bug")
         settle(*arguments, **settings)
 
-    monkeypatch.setattr(relay.dispatcher._settling, "settle", fail_once)
+    monkeypatch.setattr(relay.dispatcher._conclusion._settling, "settle", fail_once)
     await relay.submit("b@peer.example")
     await eventually(lambda: relay.empty)
     assert len(peer.messages) == 2

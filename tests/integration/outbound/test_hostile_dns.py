@@ -44,13 +44,13 @@ async def result(dns, peer, relay, eventually):
         retry_schedule=(3600,),
     )
     ended = {}
-    told = relay.dispatcher._settling._ended
+    told = relay.dispatcher._conclusion._settling.ended
 
     def listen(entry, results):
         ended[entry.message.id] = results
         told(entry, results)
 
-    relay.dispatcher._settling._ended = listen
+    relay.dispatcher._conclusion._settling.ended = listen
 
     async def first(domain, sender="a@sender.example"):
         name = await relay.submit(f"b@{domain}", sender=sender)
@@ -324,8 +324,8 @@ async def test_attack_27_the_address_of_the_socket_is_judged(dns, start, monkeyp
         def __getattr__(self, name):
             return getattr(loop, name)
 
-        def create_connection(self, factory, host, port):
-            return connect(factory, "127.0.0.2", port)
+        def create_connection(self, factory, host, port, **kwargs):
+            return connect(factory, "127.0.0.2", port, **kwargs)
 
     monkeypatch.setattr("relayd.outbound.connector.asyncio.get_running_loop", Elsewhere)
     outcome = (await carrier.carry(site_of(("mx.example", inside.port), trusted=False)))[0]

@@ -160,12 +160,12 @@ async def test_who_does_not_greet_is_asked_last_but_is_asked(start, carrier, ver
 
 
 async def test_of_hosts_that_are_all_avoided_one_is_dialled(start, carrier):
-    peers = [await start({"GREETING": f"421 4.3.2 number {number}"}) for number in range(3)]
+    peers = [await start({"GREETING": f"554 5.3.2 number {number}"}) for number in range(3)]
     await carrier.carry(site_of(*peers))
     assert [len(peer.sessions) for peer in peers] == [1, 1, 1]
     outcome = (await carrier.carry(site_of(*peers)))[0]
     assert [len(peer.sessions) for peer in peers] == [2, 1, 1]
-    assert str(outcome.reply) == "421 4.3.2 number 0", "what it said now, not what it said then"
+    assert str(outcome.reply) == "554 5.3.2 number 0", "what it said now, not what it said then"
 
 
 async def test_two_lost_sessions_end_an_attempt(start, carrier):

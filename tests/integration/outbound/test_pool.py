@@ -214,13 +214,13 @@ async def test_renewed_all_connections_are_replaced(start, carrier, eventually):
     carrier.pool.renew()
     assert len(carrier.pool) == 0
     await eventually(lambda: peer.sessions[0].closed)
-    one = await carrier.connector.open(site.groups[0][0], "127.0.0.1", lambda _: True)
+    one = await carrier.connector.open(site.groups[0][0], "127.0.0.1", site, lambda _: True)
     carrier.pool.renew()
     renewed = loop.time()
     carrier.pool.put(site, one)
     assert len(carrier.pool) == 0, "opened before, put back after"
     await eventually(lambda: loop.time() > renewed)  # one of the same millisecond counts as older
-    two = await carrier.connector.open(site.groups[0][0], "127.0.0.1", lambda _: True)
+    two = await carrier.connector.open(site.groups[0][0], "127.0.0.1", site, lambda _: True)
     carrier.pool.put(site, two)
     assert carrier.pool.take(site) is two
     two.close()
@@ -254,7 +254,7 @@ async def test_a_backlog_that_ends_lets_go_in_any_order(start, carrier, eventual
     site = site_of(peer)
     there = [True, False]
     pool = Pool(lambda _: there.pop(0) if there else False, max_idle=0.1)
-    one, two = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", lambda _: True) for _ in range(2)]
+    one, two = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", site, lambda _: True) for _ in range(2)]
     pool.put(site, one)
     pool.put(site, two)
     await eventually(lambda: not two.usable)

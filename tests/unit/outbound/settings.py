@@ -1,19 +1,11 @@
 """Credentials as the configuration says them."""
 
-from pathlib import Path
-
-import msgspec
 from pydantic import SecretStr
 
-
-class Settings(msgspec.Struct, frozen=True):
-    username: str = "relay"
-    password: SecretStr | None = None
-    password_file: Path | None = None
-    token_file: Path | None = None
-    token_command: tuple[str, ...] = ()
-    mechanism: str | None = None
+from relayd.config.schema import Credentials
 
 
-def settings(password: str | None = None, **fields) -> Settings:
-    return Settings(password=None if password is None else SecretStr(password), **fields)
+def settings(password: str | None = None, **fields) -> Credentials:
+    """Without validation: what a configuration may not say is tried too."""
+    secret = None if password is None else SecretStr(password)
+    return Credentials.model_construct(**{"username": "relay", "password": secret, **fields})

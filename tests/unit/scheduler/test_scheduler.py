@@ -33,7 +33,7 @@ def _taken(scheduler: Scheduler, of: Site | None = None) -> list[str]:
 
 
 def _asked(scheduler: Scheduler) -> list[str]:
-    return [way.domain for way in scheduler.unrouted()]
+    return [way.domain for way in scheduler.unbound.asked()]
 
 
 def test_an_entry_waits_for_its_domain_to_be_bound() -> None:

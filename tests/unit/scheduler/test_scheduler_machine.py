@@ -139,7 +139,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def unrouted(self) -> None:
         expected = [domain for domain in self.waiting if domain not in self.asked]
-        assert [way.domain for way in self.scheduler.unrouted()] == expected
+        assert [way.domain for way in self.scheduler.unbound.asked()] == expected
         self.asked.update(expected)
 
     @rule(domain=DOMAINS, queue=SITES, seconds=st.sampled_from([0.0, 5.0, 40.0]))
@@ -218,8 +218,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def barred(self) -> None:
-        for queue, kept_out, trouble in self.scheduler.barred():
-            assert trouble is TROUBLE
+        for queue, kept_out, outage in self.scheduler.barred():
+            assert outage.trouble is TROUBLE
             assert self.is_dead(queue)
             self.queued[queue].remove(kept_out)
             self.active.append(kept_out)

@@ -68,7 +68,7 @@ def test_all_of_a_message_or_nothing(scheduler):
     assert not scheduler.withdraw("m1", NOW + 60, 1)
     assert scheduler.withdraw("m1", NOW + 60, 0)
     assert scheduler.lanes.total == 0
-    assert [way.domain for way in scheduler.unrouted()] == [], "nobody waits for the domain any more"
+    assert [way.domain for way in scheduler.unbound.asked()] == [], "nobody waits for the domain any more"
 
 
 def test_held_mail_is_not_needed_and_never_due(scheduler):
@@ -76,7 +76,7 @@ def test_held_mail_is_not_needed_and_never_due(scheduler):
     assert scheduler.counts()["held"] == 1
     assert scheduler.lanes.total == 0
     assert scheduler.advance(NOW + 1e6) is None
-    assert [way.domain for way in scheduler.unrouted()] == []
+    assert [way.domain for way in scheduler.unbound.asked()] == []
     assert scheduler.withdraw("m1", NOW, 0)
     assert scheduler.size == 0
 
