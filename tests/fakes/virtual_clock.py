@@ -23,7 +23,7 @@ from relayd import clock
 
 T = TypeVar("T")
 
-PATIENCE = 0.001
+PATIENCE = 0.0001
 """Real seconds in which nothing must arrive before time jumps; what is sent over loopback is there at once, but for a
 machine that is busy."""
 
@@ -54,9 +54,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now += seconds
 
     def patience(self) -> float | None:
-        """Real seconds to wait before a jump; None: until something happens."""
+        """Real seconds for which a thread may need the present; None: until it has ended."""
         left = max(self._awaited.values(), default=0.0) - time.monotonic()
-        return None if left == math.inf else max(left, PATIENCE)
+        return None if left == math.inf else max(left, 0.0)
 
     def stand_still(self, future: asyncio.Future[T], seconds: float = math.inf) -> asyncio.Future[T]:
         """No jump before a thread has ended this future, or so many real seconds have gone by."""
@@ -112,6 +112,9 @@ class _Selector(selectors.DefaultSelector):
         if timeout is None or timeout <= 0:
             return super().select(timeout)
         events = super().select(self._loop.patience())
+        if not events:
+            time.sleep(PATIENCE)  # epoll counts in milliseconds
+            events = super().select(0)
         if not events:
             self._loop.jump(timeout)
         return events

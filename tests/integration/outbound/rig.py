@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from relayd import tls
+from relayd import clock, tls
 from relayd.config import schema
 from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
@@ -26,6 +25,7 @@ from relayd.smtp.address import parse
 from relayd.spool.memory import Memory
 from relayd.spool.queue import Queue
 from relayd.spool.shard import JournalStore
+from relayd.spool.store import Store
 from tests.fakes.smtp_peer import SmtpPeer
 
 BODY = b"Subject: test\r\n\r\nhello\r\n"
@@ -47,7 +47,7 @@ def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len
         sender=parse(sender) if sender else "",
         recipients=tuple(map(parse, recipients)),
         account=fields.pop("account", "user:test"),
-        accepted_at=fields.pop("accepted_at", time.time()),
+        accepted_at=fields.pop("accepted_at", clock.wall()),
         size=size,
         **fields,
     )
@@ -93,12 +93,13 @@ class Relay:
         nameserver: str = NOBODY,
         timeouts: Timeouts = QUICK,
         connections: int = 20,
+        store: Store | None = None,
         **settings,
     ) -> None:
         self.path = path
         self.scheduler = Scheduler(connections)
-        self.queue = Queue([JournalStore(path / "shard-00", 0)], Memory(1 << 26))
-        self.resolver = Resolver([nameserver], "relay.example")
+        self.queue = Queue([store or JournalStore(path / "shard-00", 0)], Memory(1 << 26))
+        self.resolver = Resolver([nameserver], "relay.example", now=clock.monotonic)
         self.dispatcher = Dispatcher(
             hostname="relay.example",
             settings=schema.Delivery(**settings),
