@@ -78,7 +78,7 @@ class LimitedPeer(Sink):
 
     connections: at once; the next one is greeted with 421. law: of messages a second; above it MAIL is answered 450.
     session: messages of one, then MAIL is answered 421. service: seconds from the end of a message to its answer.
-    seconds: what happened, by whole seconds since it began to listen; a quiet second is not there.
+    seconds: what happened, by whole seconds since it first listened; a quiet second is not there.
     """
 
     def __init__(
@@ -97,10 +97,11 @@ class LimitedPeer(Sink):
         self._law = law
         self._session = session
         self._open: set[Session] = set()
-        self._began = 0.0
+        self._began: float | None = None
 
     async def __aenter__(self):
-        self._began = asyncio.get_running_loop().time()
+        if self._began is None:
+            self._began = asyncio.get_running_loop().time()
         return await super().__aenter__()
 
     @property
@@ -151,6 +152,7 @@ class LimitedPeer(Sink):
 
     @property
     def _now(self) -> Second:
+        assert self._began is not None
         at = int(asyncio.get_running_loop().time() - self._began)
         second = self.seconds.get(at)
         if second is None:
