@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -80,13 +81,17 @@ _ROUTE = '[[routes]]\ndomains = ["{domain}"]\nnext_hops = ["{host}:{port}"]\n'
 
 
 class Minute(NamedTuple):
-    """A minute of a run. deferred: the part of its attempts; delivered: messages; goodput: of what the limit allows."""
+    """A minute of a run. deferred: the part of its attempts; delivered: messages; goodput: of what the limit allows.
+
+    refused: what the next hop refused, connections and messages, of all it was asked: no deferral need follow.
+    """
 
     run: str
     minute: int
     delivered: float
     deferred: float
     goodput: float
+    refused: float
 
 
 class Change(NamedTuple):
@@ -181,12 +186,12 @@ async def _limits(console: Console, arguments: argparse.Namespace) -> Found:
         ),
         "rate": (LimitedPeer(law=SlidingWindow(RATE), on_message=_ignore), float(RATE)),
     }
-    table = Table("limit", "minute", "deferred", "of the limit delivered", "delivered")
+    table = Table("limit", "minute", "deferred", "refused by the next hop", "of the limit delivered", "delivered")
     for run, (peer, limit) in peers.items():
         minutes, changes = await _under_load(run, peer, limit, arguments)
         for minute in minutes:
-            cells = (f"{minute.deferred:.1%}", f"{minute.goodput:.1%}", f"{minute.delivered:,.0f}")
-            table.add_row(run, str(minute.minute), *cells)
+            shares = (f"{share:.1%}" for share in (minute.deferred, minute.refused, minute.goodput))
+            table.add_row(run, str(minute.minute), *shares, f"{minute.delivered:,.0f}")
         found[run] = {
             "minutes": [minute._asdict() for minute in minutes],
             "changes": [change._asdict() for change in changes],
@@ -210,28 +215,39 @@ async def _under_load(
 ) -> tuple[list[Minute], list[Change]]:
     """Minutes of a run, the last one as long as is left, and what changed meanwhile."""
     async with _scratch(arguments) as scratch, peer, _relayd(scratch, {"*": peer.port}) as relay:
+        peer.restart()
         began, wall = time.monotonic(), time.time()
-        async with asyncio.TaskGroup() as group:
-            offering = group.create_task(_offer(relay))
-            minutes = []
-            before = await relay.samples()
-            ends = [*range(60, int(60 * arguments.minutes), 60), 60 * arguments.minutes]
-            for number, (start, end) in enumerate(itertools.pairwise([0, *ends]), 1):
-                await asyncio.sleep(began + end - time.monotonic())
-                after = await relay.samples()
-                minutes.append(_minute(run, number, before, after, (end - start) * limit))
-                before = after
-            offering.cancel()
+        offering = asyncio.create_task(_offer(relay))
+        minutes = []
+        before = await _seen(relay, peer)
+        ends = [*range(60, math.ceil(60 * arguments.minutes), 60), 60 * arguments.minutes]
+        for number, (start, end) in enumerate(itertools.pairwise([0, *ends]), 1):
+            # Ends early when no mail can be offered any more.
+            await asyncio.wait([offering], timeout=began + end - time.monotonic())
+            if offering.done():
+                offering.result()
+            after = await _seen(relay, peer)
+            differences = {name: after[name] - before.get(name, 0.0) for name in after}
+            minutes.append(_minute(run, number, differences, (end - start) * limit))
+            before = after
+        offering.cancel()
         return minutes, _changes(run, relay.events, wall)
 
 
-def _minute(run: str, number: int, before: dict[str, float], after: dict[str, float], allowed: float) -> Minute:
+async def _seen(relay: Relay, peer: LimitedPeer) -> dict[str, float]:
+    """relayd's samples, and what the next hop counted."""
+    refused = float(peer.refused + peer.turned_away)
+    accepted = float(sum(second.accepted for second in peer.seconds.values()))
+    return {**await relay.samples(), "refused": refused, "accepted": accepted}
+
+
+def _minute(run: str, number: int, counted: dict[str, float], allowed: float) -> Minute:
     delivered, deferred, failed = (
-        after[name] - before[name]
-        for name in (f'relayd_deliveries_total{{result="{result}"}}' for result in ("delivered", "deferred", "failed"))
+        counted[f'relayd_deliveries_total{{result="{result}"}}'] for result in ("delivered", "deferred", "failed")
     )
+    refused = counted["refused"] / max(counted["refused"] + counted["accepted"], 1)
     attempted = max(delivered + deferred + failed, 1)
-    return Minute(run, number, delivered, deferred / attempted, delivered / allowed)
+    return Minute(run, number, delivered, deferred / attempted, delivered / allowed, refused)
 
 
 async def _offer(relay: Relay) -> None:

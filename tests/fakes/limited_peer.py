@@ -78,7 +78,7 @@ class LimitedPeer(Sink):
 
     connections: at once; the next one is greeted with 421. law: of messages a second; above it MAIL is answered 450.
     session: messages of one, then MAIL is answered 421. service: seconds from the end of a message to its answer.
-    seconds: what happened, by whole seconds since it first listened; a quiet second is not there.
+    seconds: what happened, by whole seconds since it first listened, or `restart`; a quiet second is not there.
     """
 
     def __init__(
@@ -101,8 +101,13 @@ class LimitedPeer(Sink):
 
     async def __aenter__(self):
         if self._began is None:
-            self._began = asyncio.get_running_loop().time()
+            self.restart()
         return await super().__aenter__()
+
+    def restart(self) -> None:
+        """Count from now on, and forget what was."""
+        self._began = asyncio.get_running_loop().time()
+        self.seconds = {}
 
     @property
     def most(self) -> int:
