@@ -42,10 +42,10 @@ class Sink:
         self.delay = 0.0
         """Seconds until a message is answered."""
         self._take = on_message or self.received.append
-        self._sessions: set[_Session] = set()
+        self._sessions: set[Session] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Session(self), "127.0.0.1", self.port)
+        self._server = await asyncio.get_running_loop().create_server(lambda: Session(self), "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -62,6 +62,14 @@ class Sink:
             assert asyncio.get_running_loop().time() < deadline, f"{len(self._sessions)} connections after {seconds} s"
             await asyncio.sleep(0.001)
 
+    def greeting(self, session: Session) -> bytes:
+        """The reply to a connection, which 421 ends."""
+        return b"220 sink.example ESMTP\r\n"
+
+    def sender(self, session: Session) -> bytes:
+        """The reply to MAIL, for a next hop that limits; 421 ends the session."""
+        return OK
+
     def recipient(self, address: str) -> bytes:
         """The reply to RCPT, for a next hop that refuses some."""
         return OK
@@ -71,15 +79,15 @@ class Sink:
         self._take(received)
         return b"250 2.0.0 Taken\r\n"
 
-    def opened(self, session: _Session) -> None:
+    def opened(self, session: Session) -> None:
         self.connections += 1
         self._sessions.add(session)
 
-    def closed(self, session: _Session) -> None:
+    def closed(self, session: Session) -> None:
         self._sessions.discard(session)
 
 
-class _Session(asyncio.Protocol):
+class Session(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, sink: Sink) -> None:
@@ -87,17 +95,20 @@ class _Session(asyncio.Protocol):
         self._buffer = bytearray()
         self._in_data = False
         self._searched = 0
+        self.messages = 0
         self._reset()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         self._sink.opened(self)
-        self.transport.write(b"220 sink.example ESMTP\r\n")
+        self._say(self._sink.greeting(self))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._sink.closed(self)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # ended by us, with commands still on their way
         self._buffer += data
         while self._message() if self._in_data else self._command():
             pass
@@ -112,24 +123,24 @@ class _Session(asyncio.Protocol):
             return False
         self._buffer = rest
         verb, _, argument = bytes(line).partition(b" ")
-        self.transport.write(self._reply(verb.upper(), argument))
-        if verb.upper() == b"QUIT":
+        return self._say(self._reply(verb.upper(), argument))
+
+    def _say(self, reply: bytes) -> bool:
+        """Whether the session goes on: not after 221 and 421, and what else was pipelined is not read."""
+        self.transport.write(reply)
+        ends = reply.startswith((b"221", b"421"))
+        if ends:
             self.transport.close()
-        return True
+        return not ends
 
     def _reply(self, verb: bytes, argument: bytes) -> bytes:
         match verb:
             case b"EHLO":
                 return b"250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n"
             case b"MAIL":
-                self._reset()
-                self._sender = argument.partition(b":")[2]
+                return self._mail(argument.partition(b":")[2])
             case b"RCPT":
-                recipient = argument.partition(b":")[2]
-                reply = self._sink.recipient(bare(recipient))
-                if reply == OK:
-                    self._recipients.append(recipient)
-                return reply
+                return self._rcpt(argument.partition(b":")[2])
             case b"DATA" if not self._recipients:
                 return b"503 5.5.1 No recipients\r\n"
             case b"DATA":
@@ -142,6 +153,21 @@ class _Session(asyncio.Protocol):
                 self._reset()
         return OK
 
+    def _mail(self, sender: bytes) -> bytes:
+        self._reset()
+        reply = self._sink.sender(self)
+        if reply == OK:
+            self._sender = sender
+        return reply
+
+    def _rcpt(self, recipient: bytes) -> bytes:
+        if not self._sender:
+            return b"503 5.5.1 MAIL first\r\n"
+        reply = self._sink.recipient(bare(recipient))
+        if reply == OK:
+            self._recipients.append(recipient)
+        return reply
+
     def _message(self) -> bool:
         end = self._buffer.find(b"\r\n.\r\n", max(self._searched - 4, 0))
         if end < 0:
@@ -150,6 +176,7 @@ class _Session(asyncio.Protocol):
         content = bytes(self._buffer[: end + 2]).replace(b"\r\n.", b"\r\n")[2:]
         del self._buffer[: end + 5]
         self._in_data = False
+        self.messages += 1
         reply = self._sink.message(Received(self._sender, tuple(self._recipients), content))
         self._reset()
         if self._sink.delay:
@@ -160,4 +187,4 @@ class _Session(asyncio.Protocol):
 
     def _late(self, reply: bytes) -> None:
         if not self.transport.is_closing():
-            self.transport.write(reply)
+            self._say(reply)

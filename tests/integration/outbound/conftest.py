@@ -11,11 +11,14 @@ import uvloop
 
 from relayd import log
 from tests.fakes.smtp_peer import SmtpPeer
+from tests.fakes.virtual_clock import VirtualLoop, drive
 from tests.integration.outbound.rig import Carrier, Relay
 
 
 def pytest_asyncio_loop_factories(config, item):
-    """uvloop, as served; what depends on the transports runs on asyncio's own loop too."""
+    """uvloop, as served; what depends on the transports runs on asyncio's own loop too, what takes long in no time."""
+    if item.path.name in {"test_outage.py", "test_shaping.py", "test_tarpit.py"}:
+        return {"virtual": VirtualLoop}
     loops = {"uvloop": uvloop.new_event_loop}
     if item.path.name in {"test_tls.py", "test_pool.py", "test_transactions.py"}:
         loops["asyncio"] = asyncio.new_event_loop
@@ -38,6 +41,12 @@ async def carrier():
     carrier = Carrier()
     yield carrier
     await carrier.close()
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    """The time, where the loop is virtual; ask for it before `relay`."""
+    return drive(monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from relayd.smtp.address import parse
 from relayd.spool.memory import Memory
 from relayd.spool.queue import Queue
 from relayd.spool.shard import JournalStore
+from relayd.spool.store import Store
 from tests.fakes.smtp_peer import SmtpPeer
 
 BODY = b"Subject: test\r\n\r\nhello\r\n"
@@ -54,7 +54,7 @@ def envelope(*recipients: str, sender: str = "a@sender.example", size: int = len
         sender=parse(sender) if sender else "",
         recipients=tuple(map(parse, recipients)),
         account=fields.pop("account", "user:test"),
-        accepted_at=fields.pop("accepted_at", time.time()),
+        accepted_at=fields.pop("accepted_at", clock.wall()),
         size=size,
         **fields,
     )
@@ -121,12 +121,13 @@ class Relay:
         nameserver: str = NOBODY,
         timeouts: Timeouts = QUICK,
         connections: int = 20,
+        store: Store | None = None,
         **settings,
     ) -> None:
         self.path = path
-        self.store = JournalStore(path / "shard-00", 0)
+        self.store = store or JournalStore(path / "shard-00", 0)
         self.queue = Queue([self.store], Memory(1 << 26))
-        self.resolver = Resolver([nameserver], "relay.example")
+        self.resolver = Resolver([nameserver], "relay.example", now=clock.monotonic)
         configured = schema.Settings(
             hostname="relay.example",
             delivery=schema.Delivery(connections_per_site=connections, **settings),

@@ -37,6 +37,7 @@ SAID = {
         "421 Max message per connection reached, closing transmission channel",  # Yahoo
         "421 too many messages in this connection",  # Exim
         "421 4.7.0 Too many messages for this session",
+        "452 4.5.3 4f8a1c2e Too many messages sent",  # OpenSMTPD
         "451 4.5.3 Too many transactions in this session",
         "421 4.7.0 mr85p00im-zteg06023901.me.com Error: too many errors",  # Apple, Postfix
         "421 4.7.0 msfrf2604.sfr.fr Error: too many errors",
