@@ -55,6 +55,8 @@ class Conclusion:
         self._settling = settling
         self._wake_at = wake_at
         self._telling: set[asyncio.Task[None]] = set()
+        # Entries that wait for their site, while the record of that is not durable; True: the site is back.
+        self._stalling: dict[Entry, bool] = {}
         settling.ended = self._settled
         self.woken: Callable[[Collection[str]], None] = lambda _domains: None
         """Told of the domains whose mail waited for a site that is back."""
@@ -113,6 +115,8 @@ class Conclusion:
         judged_next: float = math.inf,
     ) -> None:
         """See `Settling.settle`. Where a header has to be read before, a task waits for it."""
+        if entry.stalled:
+            self._stalling[entry] = False
         settle = partial(
             self._settling.settle,
             entry,
@@ -141,14 +145,16 @@ class Conclusion:
             # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
             log.bug("settling", id=entry.message.id)
             metrics.bugs.inc()
+            self._stalling.pop(entry, None)
             self._put_back(entry, entry.recipients, entry.attempts, clock.monotonic() + BUG_PAUSE)
 
     def _settled(self, entry: Entry, results: tuple[Result, ...]) -> None:
         """The results of an entry are durable. Who is deferred is in the scheduler again before the entry leaves."""
+        woken = entry.stalled and self._stalling.pop(entry, False)
         deferred = [result for result in results if result.state is DEFERRED]
         if deferred:
             recipients = tuple(result.recipient for result in deferred)
-            due = clock.monotonic() + deferred[0].due - clock.wall()
+            due = clock.monotonic() + (0.0 if woken else deferred[0].due - clock.wall())
             self._put_back(entry, recipients, entry.attempts + 1, due)
         else:
             self._scheduler.finish(entry)
@@ -166,6 +172,7 @@ class Conclusion:
             log.site_changed(site, change.aspect.value, change.previous, change.limit, outcome, raised=change.raised)
             if change.ways:
                 self._scheduler.wake(change.ways, now)
+                self._stalling |= {entry: True for entry in self._stalling if entry.way in change.ways}
                 self.woken({way.domain for way in change.ways})
 
 

@@ -85,7 +85,7 @@ class Relay:
         text = text.replace('# bind = "127.0.0.1', 'bind = "127.0.0.1').replace(
             '# disk_reserve = "1GB"', 'disk_reserve = "1MB"'
         )
-        text = re.sub(r"# retry_schedule = .*", 'retry_schedule = ["1s"]', text)
+        text = re.sub(r"# retry_schedule = .*", 'retry_schedule = ["1s"]', text, count=1)
         self.config.write_text(text + f'\n[[routes]]\ndomains = ["*"]\nnext_hops = ["127.0.0.1:{next_hop}"]\n')
 
     def run(self, *arguments: object, config: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
