@@ -129,6 +129,26 @@ async def test_connections(start, serve, eventually, place):
     assert (len(peer.messages), len(peer.sessions)) == (6, 2)
 
 
+@everywhere
+async def test_connections_that_are_not_closed_yet_count(start, serve, eventually, place):
+    at_once = []
+
+    async def slow(session, line):
+        await asyncio.sleep(0.1)  # the peer takes its time, and its limit counts this session meanwhile
+        return "221 bye"
+
+    def greet(session, line):
+        at_once.append(sum(not one.closed for one in peer.sessions))
+        return "220 peer.example"
+
+    peer = await start({"GREETING": greet, "QUIT": slow})
+    relay = await serve(peer.port, place + "connections = 2\nmessages_per_connection = 1\n")
+    for _ in range(6):
+        await relay.submit()
+    await eventually(lambda: relay.empty)
+    assert (len(peer.messages), max(at_once)) == (6, 2)
+
+
 async def test_connections_are_those_of_the_delivery_where_nobody_says(start, serve, eventually):
     gate = asyncio.Event()
 
