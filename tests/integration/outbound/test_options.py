@@ -81,7 +81,7 @@ async def serve(tmp_path: Path, dns: DnsServer):
             said = "\n".join(f"{name} = {value}" for name, value in usual.items())
             (tmp_path / "relayd.toml").write_text(
                 f'hostname = "relay.example"\nworkers = 1\n[dns]\nnameservers = ["{dns.address}"]\n'
-                f'[admin]\nbind = "127.0.0.1:0"\n[delivery]\n{said}\n' + text.replace("PORT", str(port))
+                f'[admin]\nbind = "127.0.0.1:0"\n[relay]\ntrusted_networks = ["10.0.0.0/8"]\n[delivery]\n{said}\n' + text.replace("PORT", str(port))
             )
             service = Service(load(tmp_path / "relayd.toml"))
             stack.push_async_callback(service.stop, "end of test")
@@ -393,4 +393,17 @@ async def test_credentials(start, serve, eventually, authority, tmp_path):
     said = base64.b64encode(b"\0ada\0correct horse").decode()
     assert peer.sessions[0].verbs()[:3] == ["EHLO", "STARTTLS", "EHLO"]
     assert f"AUTH PLAIN {said}" in peer.sessions[0].lines
+    assert [message.tls for message in peer.messages] == [True]
+
+
+async def test_authorities_are_read_anew_on_reload(start, serve, eventually, authority, tmp_path):
+    other = trustme.CA()
+    peer = await start(tls=certified(other, HOST))
+    relay = await serve(peer.port, PLACES["route"] + 'tls = "verify"\nretry_schedule = ["200ms"]\n')
+    name = await relay.submit()
+    await eventually(lambda: any(relay.results(name)))
+    assert peer.messages == []
+    other.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    relay.service.reload()
+    await eventually(lambda: relay.empty)
     assert [message.tls for message in peer.messages] == [True]
