@@ -1,4 +1,4 @@
-"""What options about outgoing mail cannot say together: sources, destinations, routes and their credentials.
+"""What options about outgoing mail cannot say together: sources, destinations, routes, accounts and credentials.
 
 Owns contradictions between options that are right by themselves; looks whether files can be read, but reads none.
 `load` calls it and reports what it finds, with everything else.
@@ -111,6 +111,18 @@ def of_references(settings: Settings) -> Iterator[Contradiction]:
             )
 
 
+def of_accounts(settings: Settings) -> Iterator[Contradiction]:
+    """Networks that nobody's mail comes from, as they do not stand in relay.trusted_networks like that."""
+    trusted = {f"net:{network}" for network in settings.relay.trusted_networks}
+    places = [("delivery.interactive_accounts", settings.delivery.interactive_accounts)]
+    places += [(f"sources[{number}].accounts", source.accounts) for number, source in enumerate(settings.sources)]
+    places += [(f"routes[{number}].accounts", route.accounts or ()) for number, route in enumerate(settings.routes)]
+    for key, accounts in places:
+        for position, account in enumerate(accounts):
+            if account.startswith("net:") and account not in trusted:
+                yield Contradiction(f"{key}[{position}]", account, "not a network of relay.trusted_networks")
+
+
 def _site_options(settings: Settings) -> Iterator[tuple[str, SiteOptions]]:
     yield from ((f"destinations[{number}]", options) for number, options in enumerate(settings.destinations))
     yield from ((f"routes[{number}]", options) for number, options in enumerate(settings.routes))
@@ -143,5 +155,6 @@ CHECKS: tuple[tuple[set[str], Check], ...] = (
     ({"destinations"}, of_destinations),
     ({"routes"}, of_routes),
     ({"sources", "destinations", "routes"}, of_references),
+    ({"delivery", "relay", "routes", "sources"}, of_accounts),
 )
 """Each with the sections it reads."""

@@ -222,8 +222,9 @@ class SiteOptions(Section):
 
     connections: int | None = Field(default=None, ge=1, examples=[20])
     """Connections at once to a site. Default: delivery.connections_per_site."""
-    messages_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False, examples=[10.0])
-    """Messages sent to a site in a second. Default: no limit."""
+    messages_per_second: float | None = Field(default=None, ge=1 / 3600, allow_inf_nan=False, examples=[10.0])
+    """Messages sent to a site in a second, whatever the number of their recipients; no less than one an hour, 0.0003.
+    Default: no limit."""
     messages_per_connection: int = Field(default=site.USUAL.messages_per_connection, ge=1)
     """Messages after which a connection is closed."""
     tls: site.Tls | None = Field(default=None, examples=["opportunistic"])

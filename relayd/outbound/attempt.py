@@ -57,7 +57,7 @@ class Attempt:
             # RFC 6531 §3.5: addresses and the header count; a body that is merely 8-bit goes as it is.
             needing = [recipient for recipient in self.left if self._needs_smtputf8(recipient)]
             self._give(needing, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_SMTPUTF8_THERE, connection.label))
-        if terms.refuse_8bit and self._envelope.eightbit and "8bitmime" not in connection.extensions:
+        if terms.refuse_8bit and "8bitmime" not in connection.extensions and self._has_8bit():
             self._give(self.left, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_8BITMIME_THERE, connection.label))
 
     def refused(self, outcome: Outcome) -> None:
@@ -171,6 +171,11 @@ class Attempt:
         body = self._body
         header_ascii = body.ascii_header if isinstance(body, Reading) else dsn.header_of(body).isascii()
         return not (ascii_only and header_ascii)
+
+    def _has_8bit(self) -> bool:
+        """By its octets: some clients say BODY=8BITMIME of all their mail, and others of none."""
+        body = self._body
+        return not (body.ascii if isinstance(body, Reading) else body.isascii())
 
     def _stuffed(self) -> bytes | Stream:
         """The body as it goes out, made once. No stray CR or LF is in it: inbound and `journal` see to that."""

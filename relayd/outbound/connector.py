@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import ssl
+import weakref
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -63,8 +64,8 @@ class Connector:
     """Opens connections, and knows every one that is open until its transport is gone.
 
     credentials: by `Terms.name`. Invariants: on a site whose terms want TLS, and on one with credentials unless its
-    terms say NONE, nothing is said in clear behind EHLO but STARTTLS. Memory is bounded by what is open, and by
-    MAX_REMEMBERED.
+    terms say NONE, nothing is said in clear behind EHLO but STARTTLS; no site has more connections than its terms say,
+    those that wait for the answer to QUIT included. Memory is bounded by what is open, and by MAX_REMEMBERED.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Connector:
         self._credentials = credentials or {}
         self._broken = Recent(BROKEN_SECONDS, MAX_REMEMBERED, now)
         self._alerted = Recent(ALERT_SECONDS, MAX_REMEMBERED, now)
-        self._live: set[PipeliningProtocol] = set()
+        self._places: weakref.WeakValueDictionary[Site, asyncio.Semaphore] = weakref.WeakValueDictionary()
+        self._live: dict[PipeliningProtocol, asyncio.Semaphore] = {}
         self._none_left = asyncio.Event()
 
     async def open(
@@ -214,18 +216,26 @@ class Connector:
     async def _dial(self, call: _Call) -> Connection | Outcome:
         loop = asyncio.get_running_loop()
         source = _source(call.site, call.address)
+        places = self._places.setdefault(call.site, asyncio.Semaphore(call.site.terms.connections))
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                transport, protocol = await loop.create_connection(
-                    lambda: PipeliningProtocol(loop, self._gone),
-                    call.address,
-                    call.host.port,
-                    local_addr=(source, 0) if source else None,
-                )
+                # Whoever dials has a slot of the site: there is a place once those that were closed are gone.
+                await places.acquire()
+                protocol = None
+                try:
+                    transport, protocol = await loop.create_connection(
+                        lambda: PipeliningProtocol(loop, self._gone),
+                        call.address,
+                        call.host.port,
+                        local_addr=(source, 0) if source else None,
+                    )
+                finally:
+                    if protocol is None or protocol.failure:
+                        places.release()
         except OSError as error:
             return self._not_connected(call, source, error)
         if not protocol.failure:
-            self._live.add(protocol)
+            self._live[protocol] = places
             metrics.outbound_connections.inc()
         peer = transport.get_extra_info("peername")
         if peer is None or not call.permitted(peer[0]):
@@ -255,7 +265,7 @@ class Connector:
 
     def _gone(self, protocol: SMTPProtocol) -> None:
         if isinstance(protocol, PipeliningProtocol) and protocol in self._live:
-            self._live.remove(protocol)
+            self._live.pop(protocol).release()
             metrics.outbound_connections.dec()
         if not self._live:
             self._none_left.set()

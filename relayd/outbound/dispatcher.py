@@ -195,8 +195,9 @@ class Dispatcher:
             metrics.bugs.inc()
             found = _INTERNAL_ERROR
         if isinstance(found, Outcome):
+            terms = self._router.terms(way)
             for entry in self._scheduler.unroute(way):
-                self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found))
+                self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found), terms=terms)
         else:
             site, valid = found
             now = clock.monotonic()

@@ -83,6 +83,10 @@ class Router:
         names, valid = found
         return self._site(way, names), valid
 
+    def terms(self, way: Way) -> Terms:
+        """What is said of the way's domain, where its hosts are not known."""
+        return self._destinations.terms(way.domain, ())
+
     def _way_of_anybody(self, domain: str) -> Way:
         return Way(domain, next(self._routes.matching(domain), -1))
 
@@ -141,9 +145,10 @@ class _Destinations:
         return next(self._domains.matching(domain), -1)
 
     def terms(self, domain: str, best_hosts: Iterable[str]) -> Terms:
-        """Of the first destination that names the domain, or every one of its best hosts."""
-        by_host = set.intersection(*(set(self._hosts.matching(name)) for name in best_hosts))
-        first = min((*by_host, *self._domains.matching(domain)), default=-1)
+        """Of the first destination that names the domain, or every one of its best hosts, if there are any."""
+        by_host = [set(self._hosts.matching(name)) for name in best_hosts]
+        all_hosts = set.intersection(*by_host) if by_host else ()
+        first = min((*all_hosts, *self._domains.matching(domain)), default=-1)
         return self._usual if first < 0 else self._terms[first]
 
 

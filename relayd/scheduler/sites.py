@@ -18,7 +18,7 @@ from relayd.scheduler.feedback import Change, Report
 from relayd.scheduler.site_queue import NEVER, SiteQueue
 
 MEMORY = 3600.0
-"""Seconds for which an idle site's limits are remembered."""
+"""Seconds for which an idle site's limits are remembered; a configured pace is no slower than one message in these."""
 
 MAX_IDLE = 10_000
 """Idle sites remembered, those that were used last; under 2 KB each."""
@@ -139,7 +139,7 @@ class Sites:
         if not queue.entries:
             self._rotation.pop(queue, None)
             self._barred.pop(queue, None)
-            self._rest(queue)
+            self._rest(queue, self._now)
 
     def holding(self, entry: Entry) -> SiteQueue:
         """The site in whose queue an entry is. StopIteration when there is none."""
@@ -166,11 +166,11 @@ class Sites:
                 queue.parked = opens
                 heapq.heappush(self._parked, (opens, next(self._sequence), queue))
             elif not queue.entries:
-                self._rest(queue)
+                self._rest(queue, now)
         if queue.outage is not None and queue.entries:
             self._barred[queue] = None
 
-    def _rest(self, queue: SiteQueue) -> None:
+    def _rest(self, queue: SiteQueue, now: float) -> None:
         """It may be idle: then it is remembered for a while."""
         if not queue.entries and not queue.busy:
-            self._idle[queue] = self._now + MEMORY
+            self._idle[queue] = now + MEMORY

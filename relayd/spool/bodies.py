@@ -242,6 +242,7 @@ class Reading:
         call: Callable[[Callable[[], tuple[bytes, int]]], asyncio.Future[tuple[bytes, int]]],
     ) -> None:
         self.octets = filed.octets
+        self.ascii = file.ascii
         self.ascii_header = file.ascii_header
         self._filed = filed
         self._file = file

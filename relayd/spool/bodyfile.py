@@ -104,10 +104,11 @@ class NewFile:
 class SoundFile:
     """A file that is what its record says, open; BodyError when it is not, OSError when the disk cannot tell.
 
-    All of it is read once, before anybody gets an octet. ascii_header: whether the message's header is ASCII.
+    All of it is read once, before anybody gets an octet. ascii, ascii_header: whether all of it is, or its header.
     """
 
     def __init__(self, directory: Path, name: str, filed: Filed) -> None:
+        self.ascii = True
         self.ascii_header = True
         self._filed = filed
         self._descriptor = _regular(directory, name)
@@ -144,6 +145,7 @@ class SoundFile:
             crc = crc32(block, crc)
             offset += len(block)
             fault = strays.feed(block)
+            self.ascii = self.ascii and block.isascii()
             tail += block
             if in_header:
                 end = tail.find(b"\r\n\r\n")

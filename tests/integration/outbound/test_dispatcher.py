@@ -240,7 +240,7 @@ async def test_draining_lets_attempts_in_flight_end_and_starts_none(start, relay
     assert len(peer.messages) == 2
     await eventually(lambda: sum(relay.queue.get(name) is not None for name in names) == 8)
     assert [session.verbs()[-1] for session in peer.sessions] == ["QUIT", "QUIT"]
-    assert (relay.dispatcher._working, relay.dispatcher._connector._live) == (set(), set())
+    assert (relay.dispatcher._working, relay.dispatcher._connector._live) == (set(), {})
 
 
 async def test_workers_without_work_are_kept_for_any_site_but_not_without_bound(start, relay, eventually, monkeypatch):
@@ -284,7 +284,7 @@ async def test_a_drain_that_runs_out_cuts_and_counts_the_open_dot(start, relay, 
     assert result.state is State.DEFERRED
     # What the shutdown cut off was no attempt.
     assert relay.queue.get(cut).results == [None]
-    assert relay.dispatcher._connector._live == set()
+    assert relay.dispatcher._connector._live == {}
 
 
 async def test_a_bug_in_one_message_leaves_the_others_alone(start, relay, eventually):

@@ -286,7 +286,7 @@ async def test_a_peer_that_never_answers_quit_is_cut(start, carrier):
     await carrier.carry(peer)
     carrier.pool.close()
     await carrier.connector.close(0.05)
-    assert carrier.connector._live == set()
+    assert carrier.connector._live == {}
 
 
 async def test_many_messages_at_once_share_what_is_idle(start, carrier):

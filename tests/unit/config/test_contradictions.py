@@ -25,6 +25,7 @@ def credentials(**options):
     return {"username": "ada", **options}
 
 
+TRUSTED = {"trusted_networks": ["10.0.0.0/8"]}
 BOTH = {"ipv4": "192.0.2.2", "ipv6": "2001:db8::2"}
 BY_HOSTS = {"hosts": ["*.example"]}
 BY_DOMAINS = {"domains": ["*"], "source": "main"}
@@ -36,7 +37,11 @@ BY_DOMAINS = {"domains": ["*"], "source": "main"}
         ({"sources": [source("a"), source("b")]}, []),
         ({"sources": [source("a"), source("a")]}, ["sources[1].name"]),
         ({"sources": [source(accounts=["user:a", "user:a"])]}, ["sources[0].accounts[1]"]),
-        ({"sources": [source("a", accounts=["user:a"]), source("b", accounts=["net:10.0.0.0/8", "user:a"])]}, ["sources[1].accounts[1]"]),
+        ({"sources": [source("a", accounts=["user:a"]), source("b", accounts=["net:10.0.0.0/8", "user:a"])], "relay": TRUSTED}, ["sources[1].accounts[1]"]),
+        ({"sources": [source(accounts=["net:10.0.0.0/8"])], "routes": [route(accounts=["net:10.0.0.0/8"])], "relay": TRUSTED}, []),
+        ({"sources": [source(accounts=["user:a", "net:10.1.0.0/16"])], "relay": TRUSTED}, ["sources[0].accounts[1]"]),
+        ({"routes": [route(), route(accounts=["net:10.0.0.0/9"])], "relay": TRUSTED}, ["routes[1].accounts[0]"]),
+        ({"delivery": {"interactive_accounts": ["net:10.0.0.0/8"]}}, ["delivery.interactive_accounts[0]"]),
         ({"sources": [source("a", BOTH, {"ipv6": "2001:DB8:0::2"})]}, ["sources[0].addresses[1]"]),
         ({"sources": [source()], "destinations": [BY_DOMAINS, BY_HOSTS]}, []),
         ({"sources": [source()], "destinations": [BY_HOSTS, BY_DOMAINS]}, ["destinations[1].source"]),

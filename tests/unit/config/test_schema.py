@@ -195,7 +195,7 @@ def test_addresses_that_are_no_source_are_refused(address: object) -> None:
         Source.model_validate({"name": "main", "addresses": [address]})
 
 
-@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "fast"])
+@pytest.mark.parametrize("value", [0, 0.0002, -1, float("inf"), float("nan"), "fast"])
 def test_other_rates_are_refused(value: object) -> None:
     with pytest.raises(ValidationError):
         Destination.model_validate({"domains": ["*"], "messages_per_second": value})
