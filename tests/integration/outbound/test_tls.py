@@ -17,6 +17,7 @@ from relayd.message.site import Host, Tls
 from relayd.outbound.connection import Connection, Timeouts
 from relayd.outbound.connector import BROKEN_SECONDS
 from relayd.outbound.protocol import PipeliningProtocol
+from tests.fakes.dns_server import DnsServer
 from tests.fakes.smtp_peer import BROKEN_TLS, CAPABILITIES, DROP, RESET, SILENCE
 from tests.integration.outbound.rig import CONTEXTS, IMPATIENT, QUICK, Carrier, site_of
 
@@ -173,6 +174,24 @@ async def test_broken_starttls_is_remembered_for_an_hour(start, certificate):
     carrier.connector.renew(CONTEXTS)
     assert await verbs_of_next_sessions() == [["EHLO", "STARTTLS"]]
     await carrier.close()
+
+
+async def test_attack_32_a_name_that_a_host_refuses_is_remembered_of_that_name_alone(start, authority):
+    """Whoever owns a domain says what its hosts are called; others' mail to the same address keeps its TLS."""
+
+    def called(_socket, name, _context):
+        return None if name == "peer.example" else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+    context = served(authority, "peer.example")
+    context.sni_callback = called
+    peer = await start(tls=context)
+    async with DnsServer() as dns:
+        carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8"])
+        for name in ("evil.example", "peer.example"):
+            dns.add(name, "A", "127.0.0.1")
+            assert (await carrier.carry(site_of((name, peer.port), trusted=False)))[0].verdict is DELIVERED
+        await carrier.close()
+    assert [message.tls for message in peer.messages] == [False, True]
 
 
 async def test_a_host_that_is_down_is_not_remembered_as_one_without_tls(start, carrier, certificate):
