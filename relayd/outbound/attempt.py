@@ -124,15 +124,18 @@ class Attempt:
 
     def _judge_recipients(self, connection: Connection, transaction: Transaction) -> tuple[list[int], Stage | None]:
         accepted: list[int] = []
+        taken = 0  # before the peer had enough: a mailbox that is full is answered the same, but not those behind it
         for position, recipient in enumerate(self._batch):
             answers = transaction.recipients
             answer = answers[position] if position < len(answers) else None
             if goes_on(RCPT, answer):
                 accepted.append(recipient)
+                taken = 0
             elif ruling(RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
-                connection.batch = len(accepted)
+                taken = len(accepted)
             elif (lost := self._apply(connection, RCPT, answer, [recipient])) is not None:
                 return accepted, lost
+        connection.batch = taken or connection.batch
         return accepted, None
 
     def _apply(self, connection: Connection, stage: Stage, answer: Reply | None, to: list[int]) -> Stage | None:

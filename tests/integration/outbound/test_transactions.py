@@ -89,6 +89,19 @@ async def test_too_many_recipients_go_on_in_a_new_transaction(start, carrier, re
     assert peer.sessions[0].verbs().count("RCPT") == 25 + 10 + 5
 
 
+@pytest.mark.parametrize("capabilities", EACH_WAY)
+async def test_one_full_mailbox_is_no_limit_of_the_peer(start, carrier, capabilities):
+    """It is answered 452 or 552, too; whoever is taken behind it shows that the peer has not had enough."""
+
+    def full(session, line):
+        return "452 4.2.2 mailbox full" if "<u1@" in line else "250 ok"
+
+    peer = await start({"RCPT": full}, capabilities=capabilities)
+    outcomes = await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(120)])
+    assert verdicts(outcomes) == [DELIVERED, DEFERRED] + [DELIVERED] * 118
+    assert [len(message.recipients) for message in peer.messages] == [49, 49, 21]
+
+
 async def test_452_for_the_first_recipient_defers(start, carrier):
     peer = await start({"RCPT": ["452 4.2.2 mailbox full", "250 ok"]})
     outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example")
