@@ -344,6 +344,17 @@ async def test_attack_32_old_tls(start, knowing, authority):
     assert (await refused_in_clear(knowing, peer)).enhanced == "4.7.5"
 
 
+@pytest.mark.parametrize("required", REQUIRED)
+async def test_a_host_without_the_tls_that_is_required_is_as_good_as_before_for_others(start, knowing, authority, required):
+    """One domain's policy does not send another one's mail to the hosts behind."""
+    first, second = await start(), await start(tls=served(authority, "127.0.0.1"))
+    for terms in ({"tls": required}, {}, {"tls": required}):
+        assert (await knowing.carry(site_of(first, second, **terms)))[0].verdict is DELIVERED
+        knowing.pool.renew()
+    assert (len(first.messages), len(second.messages)) == (1, 2)
+    assert [session.verbs()[1:2] for session in first.sessions] == [["QUIT"], ["MAIL"]], "avoided where it did not serve"
+
+
 async def test_encryption_alone_takes_any_certificate(start, carrier):
     peer = await start(tls=served(trustme.CA(), "elsewhere.invalid"))
     assert (await carrier.carry(site_of(peer, tls=Tls.ENCRYPT)))[0].verdict is DELIVERED
