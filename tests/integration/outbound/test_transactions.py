@@ -283,6 +283,21 @@ async def test_cut_off_behind_the_last_octet_is_uncertain(start, carrier, eventu
     assert (await attempt)[0].uncertain
 
 
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), CHUNKING])
+async def test_cut_off_as_the_answer_arrives_the_answer_counts(start, carrier, eventually, capabilities):
+    """Else the message would be delivered once more."""
+    peer = await start({"DOT": SILENCE, "BDAT": SILENCE}, capabilities=capabilities)
+    attempt = asyncio.ensure_future(carrier.carry(peer, *[f"u{number}@peer.example" for number in range(60)]))
+    await eventually(lambda: peer.sessions and peer.sessions[0].raw.endswith(b"hello\r\n" + (b"" if "CHUNKING" in capabilities else b".\r\n")))
+    (protocol,) = carrier.connector._live
+    protocol.data_received(b"250 2.0.0 taken\r\n")
+    attempt.cancel()
+    outcomes = await attempt
+    assert verdicts(outcomes) == [DELIVERED] * 50 + [DEFERRED] * 10
+    assert not any(outcome.uncertain for outcome in outcomes.values())
+    assert len(peer.sessions) == 1 and not carrier.pool._idle
+
+
 async def test_cut_off_before_the_last_octet_is_not(start, carrier, eventually):
     peer = await start({"BODY": SILENCE}, capabilities=CHUNKING)
     attempt = asyncio.ensure_future(carrier.carry(peer, body=LARGE * 5))
