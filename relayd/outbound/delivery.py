@@ -86,7 +86,7 @@ class Delivery:
             lost = await self._over(connection, site, attempt)
             if lost is MAIL and attempt.transactions == 1:
                 # It had been closed while it was idle: that says nothing about the host.
-                attempt.forget()
+                attempt.trouble = None
             elif lost is not None:
                 attempt.lost += 1
                 attempt.tried.add((connection.address, connection.host.port))
@@ -114,7 +114,7 @@ class Delivery:
         while attempt.left:
             connection = await self._open(host, address, site)
             if isinstance(connection, Outcome):
-                attempt.refused(connection)
+                attempt.trouble = connection
                 if connection.final:
                     attempt.end(connection)
                 break
@@ -144,7 +144,6 @@ class Delivery:
         chunked = connection.chunking
         try:
             attempt.fit(connection, site.terms)
-            attempt.sessions += bool(attempt.left)
             while attempt.left and lost is None and connection.transactions < connection.limit:
                 await connection.transact(attempt.begin(connection))
                 lost = attempt.judge()
