@@ -110,7 +110,7 @@ class Attempt:
 
     def _judge_recipients(self, connection: Connection, transaction: Transaction) -> tuple[list[int], Stage | None]:
         accepted: list[int] = []
-        taken = 0  # before the peer had enough: a mailbox that is full is answered the same, but not those behind it
+        taken = 0  # before the peer had enough; where it takes others behind, one mailbox was meant
         for position, recipient in enumerate(self._batch):
             answers = transaction.recipients
             answer = answers[position] if position < len(answers) else None
@@ -118,7 +118,7 @@ class Attempt:
                 accepted.append(recipient)
                 taken = 0
             elif ruling(RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
-                taken = len(accepted)
+                taken = 0 if _is_full(answer) else len(accepted)
             elif (lost := self._apply(connection, RCPT, answer, [recipient])) is not None:
                 return accepted, lost
         connection.batch = taken or connection.batch
@@ -184,6 +184,11 @@ def _whole(body: bytes) -> bytes:
     if body and not body.endswith(b"\r\n"):
         raise ValueError("a stored message does not end in CRLF")
     return body
+
+
+def _is_full(answer: Reply | None) -> bool:
+    """Whether 452 or 552 is about a mailbox, and not about how many recipients there are."""
+    return answer is not None and category(RCPT, answer) is Category.MAILBOX_FULL
 
 
 def _has_had_its_messages(answer: Reply | None) -> bool:

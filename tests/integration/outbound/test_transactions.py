@@ -102,6 +102,15 @@ async def test_one_full_mailbox_is_no_limit_of_the_peer(start, carrier, capabili
     assert [len(message.recipients) for message in peer.messages] == [49, 49, 21]
 
 
+@pytest.mark.parametrize("refusal", ["452 4.2.2 over quota", "552 Requested mail action aborted: mailbox full"])
+async def test_nor_is_a_full_mailbox_in_last_place(start, carrier, refusal):
+    peer = await start({"RCPT": ["250 ok", refusal, refusal]})
+    assert verdicts(await carrier.carry(peer, "a@peer.example", "b@peer.example")) == [DELIVERED, DEFERRED]
+    await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(20)])
+    assert [len(message.recipients) for message in peer.messages] == [1, 20]
+    assert len(peer.sessions) == 1
+
+
 async def test_452_for_the_first_recipient_defers(start, carrier):
     peer = await start({"RCPT": ["452 4.2.2 mailbox full", "250 ok"]})
     outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example")
