@@ -26,9 +26,8 @@ class Attempt:
     """One entry on its way.
 
     left: recipients without outcome, in order. outcomes: of the others. uncertain: whether one of these is. trouble:
-    what those left get when there is no further host. refusal: what ended the last host, None where none did. tried:
-    addresses and ports asked in vain. transactions: how many were begun. sessions: how many got as far as MAIL; lost:
-    how many of these were lost.
+    what those left get when there is no further host. tried: addresses and ports asked. transactions: how many were
+    begun. lost: sessions that got as far as MAIL and were lost.
     """
 
     def __init__(self, envelope: Envelope, recipients: Iterable[int], body: bytes | Reading) -> None:
@@ -36,10 +35,8 @@ class Attempt:
         self.outcomes: dict[int, Outcome] = {}
         self.uncertain = False
         self.trouble: Outcome | None = None
-        self.refusal: Outcome | None = None
         self.tried: set[tuple[str, int]] = set()
         self.transactions = 0
-        self.sessions = 0
         self.lost = 0
         self._envelope = envelope
         self._body = body
@@ -59,15 +56,6 @@ class Attempt:
             self._give(needing, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_SMTPUTF8_THERE, connection.label))
         if terms.refuse_8bit and "8bitmime" not in connection.extensions and self._has_8bit():
             self._give(self.left, Outcome(Verdict.FAILED, Scope.MESSAGE, reply.NO_8BITMIME_THERE, connection.label))
-
-    def refused(self, outcome: Outcome) -> None:
-        """A host is of no use: its outcome, unless another one serves."""
-        self.trouble = self.refusal = outcome
-
-    def forget(self) -> None:
-        """What was lost last had been closed before: that says nothing about the host."""
-        self.trouble = self.refusal = None
-        self.sessions -= 1
 
     def begin(self, connection: Connection) -> Transaction:
         """The next transaction: the recipients left, as many as the peer takes. ValueError when the body is damaged."""
@@ -116,23 +104,24 @@ class Attempt:
 
     def end(self, outcome: Outcome) -> None:
         """The attempt is over: what is known of a transaction that was cut off counts, the rest get `outcome`."""
-        refusal = self.refusal
         self.judge()
-        self.refusal = refusal  # what was cut off here, nobody refused
         if self.left:
             self._give(self.left, outcome)
 
     def _judge_recipients(self, connection: Connection, transaction: Transaction) -> tuple[list[int], Stage | None]:
         accepted: list[int] = []
+        taken = 0  # before the peer had enough; where it takes others behind, one mailbox was meant
         for position, recipient in enumerate(self._batch):
             answers = transaction.recipients
             answer = answers[position] if position < len(answers) else None
             if goes_on(RCPT, answer):
                 accepted.append(recipient)
+                taken = 0
             elif ruling(RCPT, answer).step is Step.NEW_TRANSACTION and accepted:
-                connection.batch = len(accepted)
+                taken = 0 if _is_full(answer) else len(accepted)
             elif (lost := self._apply(connection, RCPT, answer, [recipient])) is not None:
                 return accepted, lost
+        connection.batch = taken or connection.batch
         return accepted, None
 
     def _apply(self, connection: Connection, stage: Stage, answer: Reply | None, to: list[int]) -> Stage | None:
@@ -140,7 +129,7 @@ class Attempt:
         outcome = connection.outcome(stage, answer)
         match ruling(stage, answer).step:
             case Step.NEXT_HOST:
-                self.refused(outcome)
+                self.trouble = outcome
                 return stage
             case Step.SETTLE | Step.NEW_TRANSACTION:
                 self._give(to, outcome)
@@ -200,6 +189,11 @@ def _whole(body: bytes) -> bytes:
     if body and not body.endswith(b"\r\n"):
         raise ValueError("a stored message does not end in CRLF")
     return body
+
+
+def _is_full(answer: Reply | None) -> bool:
+    """Whether 452 or 552 is about a mailbox, and not about how many recipients there are."""
+    return answer is not None and category(RCPT, answer) is Category.MAILBOX_FULL
 
 
 def _has_had_its_messages(answer: Reply | None) -> bool:

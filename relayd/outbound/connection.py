@@ -148,7 +148,10 @@ class Connection:
         name = hostname.encode("ascii")
         answer = await self.command(b"EHLO " + name, self._timeouts.ehlo)
         if goes_on(EHLO, answer):
-            self.extensions, _ = parse_esmtp_extensions(answer.text if answer else "")
+            self.extensions, mechanisms = parse_esmtp_extensions(answer.text if answer else "")
+            if mechanisms:
+                # Some say it twice, "AUTH=" for clients older than RFC 2554, and not the same.
+                self.extensions["auth"] = " ".join(mechanisms)
             return None
         if answer is not None and answer.code >= 500:
             answer = await self.command(b"HELO " + name, self._timeouts.ehlo)

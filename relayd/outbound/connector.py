@@ -19,7 +19,7 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from relayd import clock, log, metrics
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import Host, Site, Tls
+from relayd.message.site import Host, Site, Source, Tls
 from relayd.outbound.classify import GREETING, ruling
 from relayd.outbound.connection import Connection, Timeouts, label
 from relayd.outbound.credentials import Credentials, CredentialsError, Secret
@@ -58,6 +58,11 @@ class _Call(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         return label(self.host, self.address)
+
+    @property
+    def peer(self) -> tuple[Host, str, Source]:
+        """Who refuses a handshake. Some do for a name, and whoever owns a domain chooses how its hosts are called."""
+        return self.host, self.address, self.site.source
 
 
 class Connector:
@@ -166,7 +171,7 @@ class Connector:
             return connection
         if "starttls" not in connection.extensions:
             return self._unencrypted(call, connection) if required else connection
-        if not required and (call.address, call.host.port) in self._broken:
+        if not required and call.peer in self._broken:
             return connection
         trouble = await connection.secure(self._context(call.site), self._name(call.site))
         if trouble is None:
@@ -177,7 +182,7 @@ class Connector:
         again = await self._greeted(call)
         if isinstance(again, Connection):
             # Only now it is known that TLS was the trouble, and not the host.
-            self._broken.add((call.address, call.host.port))
+            self._broken.add(call.peer)
         return again
 
     def _unencrypted(self, call: _Call, connection: Connection) -> Outcome:

@@ -63,8 +63,8 @@ class _Token(msgspec.Struct):
 class Credentials:
     """The credentials of one route. Files are read for each session; a command's token is kept while it lives.
 
-    Invariants: at most one command runs at a time, and all who wait share its token; a token is given to nobody in its
-    last EARLY seconds. Cost: O(1), a thread's turn for a file.
+    Invariants: at most one command runs at a time, and one thread reads; all who wait share what it brings, so that one
+    that hangs holds nobody else's. A token is given to nobody in its last EARLY seconds. Cost: O(1).
     """
 
     def __init__(self, configured: schema.Credentials, now: Callable[[], float] = clock.monotonic) -> None:
@@ -76,6 +76,7 @@ class Credentials:
         self._until = -math.inf
         self._dropped = -math.inf
         self._fetching: asyncio.Task[SecretStr] | None = None
+        self._reading: asyncio.Future[bytes] | None = None
 
     async def secret(self) -> Secret:
         """The secret as it is now, within FETCH_SECONDS; CredentialsError."""
@@ -83,9 +84,9 @@ class Credentials:
         if configured.token_command:
             return Secret(await self._of_command(), token=True)
         if configured.token_file:
-            return Secret(_token(await _content(configured.token_file, "token_file"), "token_file")[0], token=True)
+            return Secret(_token(await self._content(configured.token_file, "token_file"), "token_file")[0], token=True)
         if configured.password_file:
-            content = await _content(configured.password_file, "password_file")
+            content = await self._content(configured.password_file, "password_file")
             return Secret(_line(content, "password_file"))
         if configured.password is not None:
             return Secret(SecretStr(_printable(configured.password.get_secret_value(), "password")))
@@ -127,25 +128,37 @@ class Credentials:
         self._kept, self._until = token, self._now() + seconds
         return token
 
+    async def _content(self, file: Path, setting: str) -> bytes:
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().run_in_executor(None, _read, file)
+            self._reading.add_done_callback(self._has_read)
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return await asyncio.shield(self._reading)
+        except TimeoutError:
+            raise CredentialsError(f"{setting}: {file} cannot be read within {FETCH_SECONDS:g} s") from None
+        except OSError as error:
+            raise CredentialsError(f"{setting}: {file} cannot be read: {error.strerror}") from None
+
+    def _has_read(self, reading: asyncio.Future[bytes]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # as below
+
     def _fetched(self, task: asyncio.Task[SecretStr]) -> None:
         self._fetching = None
         if not task.cancelled():
             task.exception()  # everyone who waited for it may have gone
 
 
-async def _content(file: Path, setting: str) -> bytes:
-    try:
-        async with asyncio.timeout(FETCH_SECONDS):
-            return await asyncio.to_thread(_read, file)
-    except TimeoutError:
-        raise CredentialsError(f"{setting}: {file} cannot be read within {FETCH_SECONDS:g} s") from None
-    except OSError as error:
-        raise CredentialsError(f"{setting}: {file} cannot be read: {error.strerror}") from None
-
-
 def _read(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(MAX_OCTETS + 1)
+    with open(file, "rb", opener=_opened) as opened:
+        return opened.read(MAX_OCTETS + 1) or b""
+
+
+def _opened(file: str, flags: int) -> int:
+    """Without waiting for somebody to write into a pipe: the process could not end."""
+    return os.open(file, flags | os.O_NONBLOCK)
 
 
 def _token(content: bytes, setting: str) -> tuple[SecretStr, float]:

@@ -17,7 +17,7 @@ from relayd.outbound.attempt import Attempt
 from relayd.outbound.classify import MAIL, Stage
 from relayd.outbound.connection import Connection
 from relayd.outbound.connector import LOCAL_TROUBLE, Connector
-from relayd.outbound.hosts import HostMemory, in_order, reachable_from
+from relayd.outbound.hosts import HostMemory, in_order, peer_of, reachable_from
 from relayd.outbound.patterns import Effect
 from relayd.outbound.pool import Pool
 from relayd.outbound.signals import demand
@@ -86,7 +86,7 @@ class Delivery:
             lost = await self._over(connection, site, attempt)
             if lost is MAIL and attempt.transactions == 1:
                 # It had been closed while it was idle: that says nothing about the host.
-                attempt.forget()
+                attempt.trouble = None
             elif lost is not None:
                 attempt.lost += 1
                 attempt.tried.add((connection.address, connection.host.port))
@@ -98,7 +98,7 @@ class Delivery:
         avoided = []
         for host in in_order(site, self._random):
             for address in await self._addresses(host, site, attempt):
-                if self._hosts.avoided((address, host.port, site.source), clock.monotonic()):
+                if self._hosts.avoided(peer_of(site, address, host.port), clock.monotonic()):
                     avoided.append((host, address))
                 else:
                     await self._try(host, address, site, attempt)
@@ -114,7 +114,7 @@ class Delivery:
         while attempt.left:
             connection = await self._open(host, address, site)
             if isinstance(connection, Outcome):
-                attempt.refused(connection)
+                attempt.trouble = connection
                 if connection.final:
                     attempt.end(connection)
                 break
@@ -125,7 +125,7 @@ class Delivery:
 
     async def _open(self, host: Host, address: str, site: Site) -> Connection | Outcome:
         """A session that holds to what the site and its hosts take, or why there is none, which is remembered."""
-        peer = (address, host.port, site.source)
+        peer = peer_of(site, address, host.port)
         permitted = _any_address if site.terms.trusted else self._permitted
         connection = await self._connector.open(host, address, site, permitted)
         now = clock.monotonic()
@@ -144,7 +144,6 @@ class Delivery:
         chunked = connection.chunking
         try:
             attempt.fit(connection, site.terms)
-            attempt.sessions += bool(attempt.left)
             while attempt.left and lost is None and connection.transactions < connection.limit:
                 await connection.transact(attempt.begin(connection))
                 lost = attempt.judge()
@@ -164,7 +163,7 @@ class Delivery:
         """Remember what the session showed, and hold it to what others did. chunked: it began by BDAT."""
         now = clock.monotonic()
         if chunked and not connection.chunking:
-            self._hosts.lacks_bdat((connection.address, connection.host.port, site.source), now)
+            self._hosts.lacks_bdat(peer_of(site, connection.address, connection.host.port), now)
         if connection.transactions > connection.limit:
             self._hosts.ended_after(site, connection.limit, now)
         connection.limit = min(connection.limit, self._hosts.messages(site, now))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from relayd.message.site import Family, Host, Site, Source
+from relayd.message.site import Family, Host, Site, Source, Tls
 from relayd.outbound.recent import Latest
 
 AVOIDED_FIRST = 120.0
@@ -25,8 +25,9 @@ REMEMBERED = 3600.0
 KEPT = 10_000
 """Of each kind of memory: the ones used last."""
 
-Peer = tuple[str, int, Source]
-"""An address and port, as seen from a source: what refuses one of our addresses may welcome another."""
+Peer = tuple[str, int, Source, Tls]
+"""An address and port, as seen from a source by mail of one policy: what refuses one may welcome another."""
+
 
 class HostMemory:
     """What hosts have shown, for so long. `now` is monotonic seconds. Every call is O(1), memory is bounded by KEPT."""
@@ -82,6 +83,11 @@ def in_order(site: Site, random: Random) -> Iterator[Host]:
         else:
             ticks = [(random.expovariate(host.weight) if host.weight > 0 else math.inf, host) for host in group]
             yield from (host for _, host in sorted(ticks, key=lambda tick: tick[0]))
+
+
+def peer_of(site: Site, address: str, port: int) -> Peer:
+    """As mail of the site sees it."""
+    return address, port, site.source, site.terms.tls
 
 
 def reachable_from(site: Site, address: str) -> bool:

@@ -9,15 +9,14 @@ import re
 
 import msgspec
 
-_LIMIT = re.compile(r"(MAILMAX|RCPTMAX|RCPTDOMAINMAX)=([1-9][0-9]{0,5})", re.ASCII | re.IGNORECASE)
+_LIMIT = re.compile(r"(MAILMAX|RCPTMAX)=([1-9][0-9]{0,5})", re.ASCII | re.IGNORECASE)
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Messages of a session, recipients of a transaction, domains of its recipients; None: not limited."""
+    """Messages of a session, recipients of a transaction, which have one domain anyway; None: not limited."""
 
     mails: int | None = None
     recipients: int | None = None
-    domains: int | None = None
 
 
 def parse(text: str) -> Limits:
@@ -30,4 +29,4 @@ def parse(text: str) -> Limits:
         if match := _LIMIT.fullmatch(word):
             name, value = match[1].upper(), int(match[2])
             said[name] = min(value, said.get(name, value))
-    return Limits(said.get("MAILMAX"), said.get("RCPTMAX"), said.get("RCPTDOMAINMAX"))
+    return Limits(said.get("MAILMAX"), said.get("RCPTMAX"))

@@ -16,11 +16,10 @@ from msgspec.structs import replace
 from relayd import clock
 from relayd.message.outcome import Scope, Verdict
 from relayd.message.site import Family, Host, Site
-from relayd.outbound.attempt import Attempt
 from relayd.smtp import reply
 from tests.fakes.dns_server import DnsServer
 from tests.fakes.smtp_peer import DROP, RESET
-from tests.integration.outbound.rig import BODY, QUICK, Carrier, envelope, site_of
+from tests.integration.outbound.rig import QUICK, Carrier, site_of
 
 DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILED
 
@@ -172,20 +171,6 @@ async def test_two_lost_sessions_end_an_attempt(start, carrier):
     peers = [await start({"MAIL": DROP}), await start({"RCPT": RESET}), await start()]
     assert (await carrier.carry(site_of(*peers)))[0].verdict is DEFERRED
     assert [len(peer.sessions) for peer in peers] == [1, 1, 0]
-
-
-async def test_what_an_attempt_saw_is_kept_for_the_scheduler(start, carrier, closed_port):
-    lost, peer = await start({"MAIL": "421 4.7.0 slow down"}), await start()
-    for site, sessions, refusal in [
-        (site_of(peer), 1, ""),
-        (site_of(lost, peer), 2, "421 4.7.0 slow down"),
-        (site_of(("127.0.0.1", closed_port)), 0, "451 4.4.1"),
-    ]:
-        carrier.pool.renew()
-        attempt = Attempt(envelope("b@peer.example"), (0,), BODY)
-        await carrier.delivery._carry(site, attempt)
-        assert attempt.sessions == sessions
-        assert (str(attempt.refusal) if attempt.refusal is None else str(attempt.refusal.reply)).startswith(refusal or "None")
 
 
 @pytest.mark.parametrize("family", [Family.IPV4, Family.ANY])

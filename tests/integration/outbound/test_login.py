@@ -94,6 +94,14 @@ async def test_the_mechanism_that_is_configured(start, carrier, certificate):
     assert (await logged_in(carrier(password=PASSWORD, mechanism="login"), peer))[0] == "AUTH LOGIN"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_mechanisms_offered_in_the_old_style_too_are_those_of_both_lines(start, carrier, certificate, order):
+    lines = ("AUTH PLAIN XOAUTH2", "AUTH=LOGIN")[::order]
+    peer = await start(tls=certificate, capabilities=(*CAPABILITIES, *lines))
+    relay = carrier(token_command=("echo", TOKEN))
+    assert await logged_in(relay, peer) == [f"AUTH XOAUTH2 {XOAUTH2}"]
+
+
 async def test_xoauth2_with_a_token(start, carrier, certificate, tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
     peer = await start(tls=certificate, capabilities=offering("PLAIN", "LOGIN", "XOAUTH2"))

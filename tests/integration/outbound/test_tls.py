@@ -17,6 +17,7 @@ from relayd.message.site import Host, Tls
 from relayd.outbound.connection import Connection, Timeouts
 from relayd.outbound.connector import BROKEN_SECONDS
 from relayd.outbound.protocol import PipeliningProtocol
+from tests.fakes.dns_server import DnsServer
 from tests.fakes.smtp_peer import BROKEN_TLS, CAPABILITIES, DROP, RESET, SILENCE
 from tests.integration.outbound.rig import CONTEXTS, IMPATIENT, QUICK, Carrier, site_of
 
@@ -175,6 +176,24 @@ async def test_broken_starttls_is_remembered_for_an_hour(start, certificate):
     await carrier.close()
 
 
+async def test_attack_32_a_name_that_a_host_refuses_is_remembered_of_that_name_alone(start, authority):
+    """Whoever owns a domain says what its hosts are called; others' mail to the same address keeps its TLS."""
+
+    def called(_socket, name, _context):
+        return None if name == "peer.example" else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+    context = served(authority, "peer.example")
+    context.sni_callback = called
+    peer = await start(tls=context)
+    async with DnsServer() as dns:
+        carrier = Carrier(nameserver=dns.address, networks=["127.0.0.0/8"])
+        for name in ("evil.example", "peer.example"):
+            dns.add(name, "A", "127.0.0.1")
+            assert (await carrier.carry(site_of((name, peer.port), trusted=False)))[0].verdict is DELIVERED
+        await carrier.close()
+    assert [message.tls for message in peer.messages] == [False, True]
+
+
 async def test_a_host_that_is_down_is_not_remembered_as_one_without_tls(start, carrier, certificate):
     peer = await start({"STARTTLS": [DROP], "GREETING": ["220 hello", "421 4.3.2 no"]}, tls=certificate)
     assert (await carrier.carry(peer))[0].verdict is DEFERRED
@@ -323,6 +342,17 @@ async def test_attack_32_old_tls(start, knowing, authority):
     context.set_ciphers("DEFAULT@SECLEVEL=0")
     peer = await start(tls=context)
     assert (await refused_in_clear(knowing, peer)).enhanced == "4.7.5"
+
+
+@pytest.mark.parametrize("required", REQUIRED)
+async def test_a_host_without_the_tls_that_is_required_is_as_good_as_before_for_others(start, knowing, authority, required):
+    """One domain's policy does not send another one's mail to the hosts behind."""
+    first, second = await start(), await start(tls=served(authority, "127.0.0.1"))
+    for terms in ({"tls": required}, {}, {"tls": required}):
+        assert (await knowing.carry(site_of(first, second, **terms)))[0].verdict is DELIVERED
+        knowing.pool.renew()
+    assert (len(first.messages), len(second.messages)) == (1, 2)
+    assert [session.verbs()[1:2] for session in first.sessions] == [["QUIT"], ["MAIL"]], "avoided where it did not serve"
 
 
 async def test_encryption_alone_takes_any_certificate(start, carrier):

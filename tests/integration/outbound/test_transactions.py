@@ -89,6 +89,28 @@ async def test_too_many_recipients_go_on_in_a_new_transaction(start, carrier, re
     assert peer.sessions[0].verbs().count("RCPT") == 25 + 10 + 5
 
 
+@pytest.mark.parametrize("capabilities", EACH_WAY)
+async def test_one_full_mailbox_is_no_limit_of_the_peer(start, carrier, capabilities):
+    """It is answered 452 or 552, too; whoever is taken behind it shows that the peer has not had enough."""
+
+    def full(session, line):
+        return "452 4.2.2 mailbox full" if "<u1@" in line else "250 ok"
+
+    peer = await start({"RCPT": full}, capabilities=capabilities)
+    outcomes = await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(120)])
+    assert verdicts(outcomes) == [DELIVERED, DEFERRED] + [DELIVERED] * 118
+    assert [len(message.recipients) for message in peer.messages] == [49, 49, 21]
+
+
+@pytest.mark.parametrize("refusal", ["452 4.2.2 over quota", "552 Requested mail action aborted: mailbox full"])
+async def test_nor_is_a_full_mailbox_in_last_place(start, carrier, refusal):
+    peer = await start({"RCPT": ["250 ok", refusal, refusal]})
+    assert verdicts(await carrier.carry(peer, "a@peer.example", "b@peer.example")) == [DELIVERED, DEFERRED]
+    await carrier.carry(peer, *[f"u{number}@peer.example" for number in range(20)])
+    assert [len(message.recipients) for message in peer.messages] == [1, 20]
+    assert len(peer.sessions) == 1
+
+
 async def test_452_for_the_first_recipient_defers(start, carrier):
     peer = await start({"RCPT": ["452 4.2.2 mailbox full", "250 ok"]})
     outcomes = await carrier.carry(peer, "a@peer.example", "b@peer.example")
@@ -268,6 +290,21 @@ async def test_cut_off_behind_the_last_octet_is_uncertain(start, carrier, eventu
     await eventually(all_there)
     attempt.cancel()
     assert (await attempt)[0].uncertain
+
+
+@pytest.mark.parametrize("capabilities", [("PIPELINING",), CHUNKING])
+async def test_cut_off_as_the_answer_arrives_the_answer_counts(start, carrier, eventually, capabilities):
+    """Else the message would be delivered once more."""
+    peer = await start({"DOT": SILENCE, "BDAT": SILENCE}, capabilities=capabilities)
+    attempt = asyncio.ensure_future(carrier.carry(peer, *[f"u{number}@peer.example" for number in range(60)]))
+    await eventually(lambda: peer.sessions and peer.sessions[0].raw.endswith(b"hello\r\n" + (b"" if "CHUNKING" in capabilities else b".\r\n")))
+    (protocol,) = carrier.connector._live
+    protocol.data_received(b"250 2.0.0 taken\r\n")
+    attempt.cancel()
+    outcomes = await attempt
+    assert verdicts(outcomes) == [DELIVERED] * 50 + [DEFERRED] * 10
+    assert not any(outcome.uncertain for outcome in outcomes.values())
+    assert len(peer.sessions) == 1 and not carrier.pool._idle
 
 
 async def test_cut_off_before_the_last_octet_is_not(start, carrier, eventually):

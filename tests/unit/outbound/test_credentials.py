@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 
@@ -136,13 +137,33 @@ async def test_files_that_cannot_be_read(tmp_path):
             await Credentials(settings(token_file=file)).secret()
 
 
-async def test_a_file_that_never_comes_to_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(credentials, "FETCH_SECONDS", 0.2)
+@pytest.mark.parametrize("written_to", [False, True])
+async def test_a_pipe_into_which_nobody_writes_is_empty(tmp_path, written_to):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(CredentialsError, match=r"within 0\.2 s"):
+    writer = os.open(pipe, os.O_RDWR) if written_to else None
+    with pytest.raises(CredentialsError, match="empty"):
         await Credentials(settings(password_file=pipe)).secret()
-    os.close(os.open(pipe, os.O_WRONLY))  # the thread that waits may end
+    if writer is not None:
+        os.close(writer)
+
+
+async def test_a_file_system_that_hangs_holds_no_other_credentials(tmp_path, monkeypatch):
+    """Sessions that wait for one file, more of them than there are threads to read."""
+    monkeypatch.setattr(credentials, "FETCH_SECONDS", 0.2)
+    hanging, fine, there = tmp_path / "hanging", tmp_path / "fine", threading.Event()
+    read = credentials._read
+    monkeypatch.setattr(credentials, "_read", lambda file: there.wait() and b"late" if file == hanging else read(file))
+    fine.write_text("geheim")
+    kept = Credentials(settings(password_file=hanging))
+    tried = await asyncio.gather(*(kept.secret() for _ in range(100)), return_exceptions=True)
+    assert {str(error) for error in tried} == {f"password_file: {hanging} cannot be read within 0.2 s"}
+    monkeypatch.setattr(credentials, "FETCH_SECONDS", 10)
+    try:
+        assert await text(Credentials(settings(password_file=fine))) == "geheim"
+    finally:
+        there.set()
+    assert await text(kept) == "late"
 
 
 async def test_nothing_configured():

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from msgspec.structs import replace
 
-from relayd.message.site import Family, Host, Site, Source, Terms
+from relayd.message.site import Family, Host, Site, Source, Terms, Tls
 from relayd.outbound.hosts import (
     AVOIDED_FIRST,
     AVOIDED_LONGEST,
@@ -17,7 +17,7 @@ from relayd.outbound.hosts import (
     reachable_from,
 )
 
-PEER = ("192.0.2.1", 25, Source())
+PEER = ("192.0.2.1", 25, Source(), Tls.OPPORTUNISTIC)
 SITE = Site(((Host("mx.example", 25),),))
 
 
@@ -57,14 +57,15 @@ def test_a_success_forgets():
     assert not memory.avoided(PEER, 500.0)
     memory.failed(PEER, 600.0)
     assert not memory.avoided(PEER, 600.0 + AVOIDED_FIRST)
-    memory.reached(("never heard of", 25, Source()))
+    memory.reached(("never heard of", *PEER[1:]))
 
 
 def test_port_and_source_tell_peers_apart():
     memory = HostMemory()
     memory.failed(PEER, 0.0)
-    assert not memory.avoided(("192.0.2.1", 587, Source()), 0.0)
-    assert not memory.avoided(("192.0.2.1", 25, Source(ipv4="192.0.2.9")), 0.0)
+    assert not memory.avoided(("192.0.2.1", 587, *PEER[2:]), 0.0)
+    assert not memory.avoided(("192.0.2.1", 25, Source(ipv4="192.0.2.9"), Tls.OPPORTUNISTIC), 0.0)
+    assert not memory.avoided((*PEER[:3], Tls.ENCRYPT), 0.0)
 
 
 def test_bdat_that_was_unknown_is_asked_again_later():
@@ -89,7 +90,7 @@ def test_a_learnt_limit_holds_for_an_hour_and_below_the_configured_one():
 def test_memory_is_bounded():
     memory = HostMemory(size=100)
     for number in range(1000):
-        peer = (f"2001:db8::{number:x}", 25, Source())
+        peer = (f"2001:db8::{number:x}", *PEER[1:])
         memory.failed(peer, 0.0)
         memory.lacks_bdat(peer, 0.0)
         memory.ended_after(Site(((Host(peer[0], 25),),)), 3, 0.0)

@@ -10,7 +10,7 @@ from relayd.smtp.limits import Limits, parse
 @pytest.mark.parametrize(
     ("text", "limits"),
     [
-        ("MAILMAX=20 RCPTMAX=100 RCPTDOMAINMAX=1", Limits(20, 100, 1)),
+        ("MAILMAX=20 RCPTMAX=100 RCPTDOMAINMAX=1", Limits(20, 100)),
         ("mailmax=1", Limits(mails=1)),
         ("RCPTMAX=999999", Limits(recipients=999_999)),
         ("FUTURE=7 RCPTMAX=3 OTHER", Limits(recipients=3)),
