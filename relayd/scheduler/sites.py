@@ -169,6 +169,8 @@ class Sites:
                 self._rest(queue)
         if queue.outage is not None and queue.entries:
             self._barred[queue] = None
+        elif self._barred:
+            self._barred.pop(queue, None)
 
     def _rest(self, queue: SiteQueue) -> None:
         """It may be idle: then it is remembered for a while."""

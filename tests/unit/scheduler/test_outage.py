@@ -222,3 +222,31 @@ def test_an_operator_may_take_the_probing_message_away():
     assert play.scheduler.take(FIRST_PROBE) is None
     play.add(FIRST_PROBE)
     assert play.scheduler.take(FIRST_PROBE) is not None
+
+
+def test_a_site_that_came_back_while_mail_was_to_be_put_off_keeps_it():
+    """Others were under way when it was found dead, and one of them was served before anything was put off."""
+    play = Play()
+    for _ in range(3 * START):
+        play.add(0.0)
+    for _ in range(START):
+        while play.scheduler.take(0.0) is not None:
+            pass
+        play.scheduler.sites.release(MX, unreached(), 0.0)
+    state = play.scheduler.sites.get(MX)
+    assert state is not None
+    assert state.busy
+    assert state.outage is not None
+    play.scheduler.sites.release(MX, Report(SERVED), 0.0)
+    assert state.outage is None
+    assert play.barred() == []
+    assert play.scheduler.take(0.0) is not None
+
+
+def test_who_waited_for_the_probe_and_was_taken_is_not_put_off():
+    play = Play()
+    play.kill()
+    play.add(0.0)
+    play.scheduler.advance(FIRST_PROBE)
+    assert play.scheduler.take(FIRST_PROBE, MX) is not None
+    assert play.barred() == []
