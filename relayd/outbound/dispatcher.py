@@ -216,7 +216,10 @@ class Dispatcher:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
             elif self._running:
                 work = self._scheduler.take(clock.monotonic(), site)
-                self._wake_for_next()
+                if self._scheduler.has_more:
+                    self._pump()  # its window has grown, or its return woke mail
+                else:
+                    self._wake_for_next()
             work = work or await self._rest()
             if work is None:
                 return

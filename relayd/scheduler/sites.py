@@ -103,6 +103,11 @@ class Sites:
         return queue is not None and bool(queue.entries)
 
     @property
+    def has_more(self) -> bool:
+        """Whether a site may start an entry now, or has mail to be put off."""
+        return bool(self._rotation or self._barred)
+
+    @property
     def next(self) -> float | None:
         """When a site has to be looked at again; perhaps in vain."""
         return self._parked[0][0] if self._parked else None
