@@ -39,8 +39,8 @@ def _of(outcome: Outcome) -> Signal:
     if outcome.verdict is Verdict.DELIVERED:
         return SERVED
     site_wide = outcome.scope is Scope.SITE
-    if not outcome.host and not site_wide:
-        return NOTHING  # composed here: our own trouble, or the message's
+    if not outcome.host and (not site_wide or outcome.verdict is Verdict.FAILED):
+        return NOTHING  # composed here: our own trouble, the message's, or what the DNS says for good
     if outcome.verdict is Verdict.DEFERRED:
         match demand(outcome):
             case Effect.RATE:
