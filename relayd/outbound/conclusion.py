@@ -83,7 +83,7 @@ class Conclusion:
         again = said is CROWDED and sites.shares(site) and all(o.scope is Scope.SITE for o in outcomes.values())
         if again:
             self._scheduler.restore(site, entry, now)
-        changes = sites.release(site, report, now)
+        changes = sites.release(site, entry, report, now)
         if changes:
             self._changed(site, changes, first, now)
         if again:

@@ -208,7 +208,7 @@ class Dispatcher:
             try:
                 outcomes = await self._attempt(site, entry)
             except BaseException:
-                self._scheduler.sites.release(site, _NOTHING, clock.monotonic())
+                self._scheduler.sites.release(site, entry, _NOTHING, clock.monotonic())
                 raise
             self._conclusion.attempted(site, entry, outcomes)
             work = None

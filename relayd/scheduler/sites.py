@@ -78,12 +78,12 @@ class Sites:
         self._place(queue, now)
         return queue.site, entry
 
-    def release(self, site: Site, report: Report, now: float) -> tuple[Change, ...]:
-        """A slot of the site is free again; what changed by what was reported. ValueError when none was in use."""
+    def release(self, site: Site, entry: Entry, report: Report, now: float) -> tuple[Change, ...]:
+        """The slot of an entry is free again; what changed by what was reported. ValueError when none was in use."""
         queue = self._queues.get(site)
         if queue is None or not queue.busy:
             raise ValueError("no slot of the site is in use")
-        changes = queue.ended(report, now)
+        changes = queue.ended(entry, report, now)
         self._place(queue, now)
         return changes
 
@@ -141,8 +141,9 @@ class Sites:
     def remove(self, queue: SiteQueue, entry: Entry) -> None:
         """Take an entry out of the middle."""
         queue.entries.remove(entry)
-        if not queue.entries:
+        if queue.opens == NEVER:  # nothing is left, or nothing that may use the slots that are kept
             self._rotation.pop(queue, None)
+        if not queue.entries:
             self._barred.pop(queue, None)
             self._rest(queue)
 

@@ -188,7 +188,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), signal=st.sampled_from(Signal), domain=DOMAINS, step=st.sampled_from([1.0, 60.0]))
     def release(self, data: st.DataObject, signal: Signal, domain: str, step: float) -> None:
         queue = data.draw(st.sampled_from([queue for queue, busy in self.busy.items() if busy]))
-        changes = self.scheduler.sites.release(queue, Report(signal, TROUBLE, step, Way(domain)), self.now)
+        changes = self.scheduler.sites.release(queue, entry(), Report(signal, TROUBLE, step, Way(domain)), self.now)
         self.busy[queue] -= 1
         for change in changes:
             self.wake(change.ways)
@@ -337,7 +337,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for domain in list(self.waiting):
             self.bind(domain, site("mx1"), 1.0)
         for queue in list(self.busy.elements()):
-            self.scheduler.sites.release(queue, Report(SERVED), self.now)
+            self.scheduler.sites.release(queue, entry(), Report(SERVED), self.now)
             self.busy[queue] -= 1
         while self.ready():
             self.advance(1000.0)
@@ -354,7 +354,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take_all(self) -> None:
         while (taken := self.scheduler.take(self.now)) is not None:
             self.took(taken)
-            self.scheduler.sites.release(taken[0], Report(SERVED), self.now)
+            self.scheduler.sites.release(*taken, Report(SERVED), self.now)
             self.busy[taken[0]] -= 1
 
 
