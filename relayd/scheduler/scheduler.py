@@ -66,11 +66,6 @@ class Scheduler:
             return opens if due is None else due
         return min(due, opens)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether there is something to do at once: an entry to take, a way to ask for, mail to be put off."""
-        return self.sites.has_more or self.unbound.has_more
-
     def add(self, entry: Entry, now: float, *, held: bool = False) -> None:
         """Take over an entry: held, or deferred when it is due after `now`, else ready. ValueError when it is here."""
         if entry.state != GONE:
