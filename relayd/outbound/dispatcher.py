@@ -98,7 +98,7 @@ class Dispatcher:
         self._conclusion.woken = tell
 
     def add(self, message: Message, woken: Collection[str] = ()) -> None:
-        """Take a message that is durable and not here, new or from its rest: its unfinished recipients wait for their time.
+        """Take a message that is durable, and not here yet: its unfinished recipients wait for their time.
 
         woken: domains of which whatever waited for their site to be reached is due now.
         """
