@@ -28,6 +28,11 @@ def signal(outcomes: Mapping[int, Outcome]) -> Signal:
     return said
 
 
+def first(outcomes: Mapping[int, Outcome], said: Signal) -> Outcome | None:
+    """The first that says so. O(recipients)."""
+    return next((outcome for outcome in outcomes.values() if _of(outcome) is said), None)
+
+
 def demand(outcome: Outcome) -> Effect:
     """What a refusal for now asks of the pace of its site."""
     # Where a whole site refuses, it did so before the first message.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.outbound.signals import signal
+from relayd.outbound.signals import first, signal
 from relayd.resolver.mx import NULL_MX
 from relayd.scheduler.feedback import NOTHING, SERVED, SLOWED, UNREACHABLE, Signal
 from relayd.smtp import reply
@@ -35,3 +35,13 @@ CUT = Outcome(Verdict.DEFERRED, Scope.SESSION, reply.SHUTTING_DOWN)
 )
 def test_what_says_most_counts(outcomes: tuple[Outcome, ...], said: Signal) -> None:
     assert signal(dict(enumerate(outcomes))) is said
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "teller"), [((), None), ((TAKEN, NO_MAILBOX, SLOWER), SLOWER), ((CUT, REFUSED), REFUSED)]
+)
+def test_a_change_is_told_with_the_reply_that_asked_for_it(
+    outcomes: tuple[Outcome, ...], teller: Outcome | None
+) -> None:
+    said = dict(enumerate(outcomes))
+    assert first(said, signal(said)) is teller
