@@ -14,7 +14,7 @@ from relayd.scheduler import classes
 from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, READY
 from relayd.scheduler.classes import Interactive, PriorityClass, class_of, reserve
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.feedback import SERVED, Report, Signal, Trouble
+from relayd.scheduler.feedback import SERVED, UNREACHABLE, Report, Signal, Trouble
 from relayd.scheduler.scheduler import Scheduler
 from relayd.scheduler.site_queue import NEVER, SiteQueue
 from relayd.smtp import reply
@@ -250,6 +250,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for change in changes:
             self.wake(change.ways)
 
+    @rule(queue=SITES, domain=DOMAINS, backlog=st.integers(1, 9))
+    def fall_silent(self, queue: Site, domain: str, backlog: int) -> None:
+        """A backlog comes, and a cohort of it fails."""
+        self.bind(domain, queue, 40.0)
+        self.add("m1", domain, "user:ann", 0.0, backlog)
+        for _ in range(5):
+            self.take_of_site(queue)
+        for slot in [slot for slot in self.slots if slot[0] == queue]:
+            self.scheduler.sites.release(*slot, Report(UNREACHABLE, TROUBLE, 1.0, Way(domain)), self.now)
+            self.slots.remove(slot)
+
     def wake(self, ways: tuple[Way, ...]) -> None:
         woken = [e for e in self.deferred if e.stalled and e.way in ways]
         self.scheduler.wake(ways, self.now)
@@ -365,6 +376,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.lanes.total == lanes.total()
         assert len(self.scheduler.lanes) == len(lanes)
         assert all(self.scheduler.lanes.of(*lane) == number for lane, number in lanes.items())
+
+    @invariant()
+    def only_mail_of_dead_sites_is_put_off(self) -> None:
+        assert all(state.outage is not None and state.entries for state in self.scheduler.sites._barred)
 
     @invariant()
     def nothing_is_lost(self) -> None:
