@@ -112,7 +112,7 @@ class Service:
         self._exit.callback(metrics.watch_queue(self._counts, self._oldest))
         for number, message in enumerate(recovered):
             if self.queue.get(message.envelope.id) is message:  # it may have gone to rest meanwhile
-                self.dispatcher.add(message)
+                self.dispatcher.reschedule(message)  # an operator may have released it meanwhile: it is there once
             if number % _ADDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self.dispatcher.start()

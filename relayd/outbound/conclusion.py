@@ -17,7 +17,7 @@ from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import USUAL, Site, Terms
 from relayd.outbound.contents import Contents
 from relayd.outbound.settling import Settling
-from relayd.outbound.signals import signal
+from relayd.outbound.signals import first, signal
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import CROWDED, SERVED, UNREACHABLE, Change, Report, Trouble
 from relayd.scheduler.scheduler import MOVED_AT_ONCE, Scheduler
@@ -75,17 +75,17 @@ class Conclusion:
         now = clock.monotonic()
         sites = self._scheduler.sites
         said = signal(outcomes)
-        report, first = _SERVED, next(iter(outcomes.values()), None)
+        report = _SERVED
         if said is not SERVED:
-            step = self._settling.step(entry, site.terms)
-            report = Report(said, Trouble(first, clock.wall()) if first else None, step, entry.way)
+            teller, step = first(outcomes, said), self._settling.step(entry, site.terms)
+            report = Report(said, Trouble(teller, clock.wall()) if teller else None, step, entry.way)
         # Where other sessions go on, one too many was no attempt: the mail is next again, for these.
         again = said is CROWDED and sites.shares(site) and all(o.scope is Scope.SITE for o in outcomes.values())
         if again:
             self._scheduler.restore(site, entry, now)
-        changes = sites.release(site, report, now)
+        changes = sites.release(site, entry, report, now)
         if changes:
-            self._changed(site, changes, first, now)
+            self._changed(site, changes, first(outcomes, said), now)
         if again:
             return
         entry.stalled = said is UNREACHABLE or said is CROWDED

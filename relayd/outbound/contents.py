@@ -33,7 +33,10 @@ class Contents:
             return await self._queue.body(message)
         except _TROUBLE as error:
             log.alert("body not read", id=message.envelope.id, error=str(error))
-            return None
+        except Exception:  # noqa: BLE001  # one message's trouble: it waits, and is not forgotten (I9)
+            log.bug("reading a body", id=message.envelope.id)
+            metrics.bugs.inc()
+        return None
 
     async def header(self, message: Message) -> bytes:
         """What a notification returns of a message.

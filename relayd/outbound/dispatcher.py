@@ -98,7 +98,7 @@ class Dispatcher:
         self._conclusion.woken = tell
 
     def add(self, message: Message, woken: Collection[str] = ()) -> None:
-        """Take a message that is durable, new or recovered: its unfinished recipients wait for their time.
+        """Take a message that is durable, and not here yet: its unfinished recipients wait for their time.
 
         woken: domains of which whatever waited for their site to be reached is due now.
         """
@@ -118,7 +118,7 @@ class Dispatcher:
             self._scheduler.add(entry, now, held=message.held)
 
     def reschedule(self, message: Message) -> None:
-        """A message is held from now on, or released: what waits of it is scheduled anew."""
+        """A message is held from now on, released, or recovered: what waits of it is scheduled anew."""
         entries = self._scheduler.recall(message.envelope.id)
         if entries is None:
             self.add(message)
@@ -209,7 +209,7 @@ class Dispatcher:
             try:
                 outcomes = await self._attempt(site, entry)
             except BaseException:
-                self._scheduler.sites.release(site, _NOTHING, clock.monotonic())
+                self._scheduler.sites.release(site, entry, _NOTHING, clock.monotonic())
                 raise
             self._conclusion.attempted(site, entry, outcomes)
             work = None
@@ -217,7 +217,10 @@ class Dispatcher:
                 self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
             elif self._running:
                 work = self._scheduler.take(clock.monotonic(), site)
-                self._wake_for_next()
+                if self._scheduler.sites.has_more or self._scheduler.unbound.has_more:
+                    self._pump()  # its window has grown, or its return woke mail
+                else:
+                    self._wake_for_next()
             work = work or await self._rest()
             if work is None:
                 return

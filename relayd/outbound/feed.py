@@ -26,6 +26,10 @@ LANE = 1000
 TOTAL = 20_000
 """Entries in memory above which nothing is brought in (Postfix's qmgr_message_active_limit)."""
 
+TOTAL_WOKEN = TOTAL // 2
+"""Entries in memory above which nothing is woken: what was brought in for that and waits for another reason stays, and
+the rest of the queue needs room."""
+
 LANES, EACH = 50, 20
 """Lanes looked at in one go, and messages of each: to add a thousand holds the loop for some 20 ms."""
 
@@ -113,7 +117,7 @@ class Feed:
     async def _revive(self, rest: Rest, woken: set[str]) -> None:
         """A look at what waits in domains that were woken: a thousand messages a time are a ramp, too."""
         domains = list(woken)
-        if not domains or self._scheduler.lanes.total >= TOTAL:
+        if not domains or self._scheduler.lanes.total >= TOTAL_WOKEN:
             return
         messages = await rest.of_domains(domains, WOKEN) if rest.count else []
         for message in messages:

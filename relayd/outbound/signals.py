@@ -28,6 +28,11 @@ def signal(outcomes: Mapping[int, Outcome]) -> Signal:
     return said
 
 
+def first(outcomes: Mapping[int, Outcome], said: Signal) -> Outcome | None:
+    """The first that says so. O(recipients)."""
+    return next((outcome for outcome in outcomes.values() if _of(outcome) is said), None)
+
+
 def demand(outcome: Outcome) -> Effect:
     """What a refusal for now asks of the pace of its site."""
     # Where a whole site refuses, it did so before the first message.
@@ -39,8 +44,8 @@ def _of(outcome: Outcome) -> Signal:
     if outcome.verdict is Verdict.DELIVERED:
         return SERVED
     site_wide = outcome.scope is Scope.SITE
-    if not outcome.host and not site_wide:
-        return NOTHING  # composed here: our own trouble, or the message's
+    if not outcome.host and (not site_wide or outcome.verdict is Verdict.FAILED):
+        return NOTHING  # composed here: our own trouble, the message's, or what the DNS says for good
     if outcome.verdict is Verdict.DEFERRED:
         match demand(outcome):
             case Effect.RATE:

@@ -7,7 +7,7 @@ turns.
 from __future__ import annotations
 
 from relayd.message.site import Site, Way
-from relayd.scheduler.classes import REMEMBERED, ClassQueue, Interactive, reserve
+from relayd.scheduler.classes import INTERACTIVE, REMEMBERED, ClassQueue, Interactive, class_of, reserve
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import (
     BROKEN,
@@ -52,14 +52,15 @@ class Outage:
 class SiteQueue:
     """A site's ready entries, its slots in use, and its limits.
 
-    Invariants: a slot is taken only while fewer are in use than the window is wide, and those that are kept for
-    interactive mail by that alone; a site is dead exactly while
-    `outage` is set, and then one slot is used at a time, for a probe, at or after `outage.probe`. All is O(1).
+    Invariants: a slot is taken only while fewer are in use than the window is wide, and by mail that is not interactive
+    only while such mail leaves those free that are kept; a site is dead exactly while `outage` is set, and then one
+    slot is used at a time, for a probe, at or after `outage.probe`. All is O(1).
     """
 
     __slots__ = (
         "_failures",
         "_interactive",
+        "_urgent",
         "_urgent_until",
         "_ways",
         "busy",
@@ -81,6 +82,8 @@ class SiteQueue:
         self.parked = NEVER
         """When `sites` looks at it again."""
         self._interactive = interactive
+        self._urgent = 0
+        """Slots in use by interactive mail."""
         self._urgent_until = 0.0
         """Until when slots are kept for interactive mail; 0 for none."""
         self._failures = 0.0
@@ -95,7 +98,7 @@ class SiteQueue:
         if self.outage is not None:
             return NEVER if self.busy else self.outage.probe
         free = self.window.size - self.busy
-        if free <= 0 or (self._urgent_until and free <= self._kept and not self.entries.interactive_waits):
+        if free <= 0 or (self._urgent_until and self._keeps(free) and not self.entries.interactive_waits):
             return NEVER
         return self.rate.next
 
@@ -105,14 +108,16 @@ class SiteQueue:
 
     def start(self, now: float) -> Entry:
         """The next entry; it takes a slot. To be called when it `opens`."""
-        keeps = self._urgent_until and self.window.size - self.busy <= self._kept and self.outage is None
+        keeps = self._urgent_until and self._keeps(self.window.size - self.busy) and self.outage is None
         entry = self.entries.pop_interactive() if keeps else self.entries.pop()
         self.busy += 1
+        if self._urgent_until:
+            self._urgent += self._is_interactive(entry)
         self.rate.start(now)
         return entry
 
-    def ended(self, report: Report, now: float) -> tuple[Change, ...]:
-        """An attempt ended, and its slot is free; what changed by that."""
+    def ended(self, entry: Entry, report: Report, now: float) -> tuple[Change, ...]:
+        """An attempt for an entry ended, and its slot is free; what changed by that."""
         size, limit, outage, ways = self.window.size, self.rate.limit, self.outage, self._ways
         signal = report.signal
         if signal is SERVED:
@@ -130,6 +135,8 @@ class SiteQueue:
         elif signal is BROKEN:
             self.window.failed()
         self.busy -= 1
+        if self._urgent:
+            self._urgent -= self._is_interactive(entry)
         if self._urgent_until < now:
             self._urgent_until = 0.0
         if self.window.size == size and self.rate.limit == limit and self.outage is outage:
@@ -142,9 +149,12 @@ class SiteQueue:
         )
         return tuple(change for change in changes if change.previous != change.limit)
 
-    @property
-    def _kept(self) -> int:
-        return reserve(self.window.size, self._interactive.share)
+    def _keeps(self, free: int) -> bool:
+        """Whether the slots that are free are kept for interactive mail; those that it uses are part of the reserve."""
+        return free + self._urgent <= reserve(self.window.size, self._interactive.share)
+
+    def _is_interactive(self, entry: Entry) -> bool:
+        return class_of(entry.message, self._interactive.accounts) is INTERACTIVE
 
     def put_off(self, way: Way) -> None:
         """Mail of a way waits for the site to be reached."""

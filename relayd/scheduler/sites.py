@@ -78,12 +78,12 @@ class Sites:
         self._place(queue, now)
         return queue.site, entry
 
-    def release(self, site: Site, report: Report, now: float) -> tuple[Change, ...]:
-        """A slot of the site is free again; what changed by what was reported. ValueError when none was in use."""
+    def release(self, site: Site, entry: Entry, report: Report, now: float) -> tuple[Change, ...]:
+        """The slot of an entry is free again; what changed by what was reported. ValueError when none was in use."""
         queue = self._queues.get(site)
         if queue is None or not queue.busy:
             raise ValueError("no slot of the site is in use")
-        changes = queue.ended(report, now)
+        changes = queue.ended(entry, report, now)
         self._place(queue, now)
         return changes
 
@@ -101,6 +101,11 @@ class Sites:
         """Whether something waits for the site."""
         queue = self._queues.get(site)
         return queue is not None and bool(queue.entries)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a site may start an entry now, or has mail to be put off."""
+        return bool(self._rotation or self._barred)
 
     @property
     def next(self) -> float | None:
@@ -136,8 +141,9 @@ class Sites:
     def remove(self, queue: SiteQueue, entry: Entry) -> None:
         """Take an entry out of the middle."""
         queue.entries.remove(entry)
-        if not queue.entries:
+        if queue.opens == NEVER:  # nothing is left, or nothing that may use the slots that are kept
             self._rotation.pop(queue, None)
+        if not queue.entries:
             self._barred.pop(queue, None)
             self._rest(queue, self._now)
 
@@ -169,6 +175,8 @@ class Sites:
                 self._rest(queue, now)
         if queue.outage is not None and queue.entries:
             self._barred[queue] = None
+        elif self._barred:
+            self._barred.pop(queue, None)
 
     def _rest(self, queue: SiteQueue, now: float) -> None:
         """It may be idle: then it is remembered for a while."""

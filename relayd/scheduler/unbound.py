@@ -33,6 +33,11 @@ class Unbound:
             self._unasked[entry.way] = None
         queue.push(entry)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there are ways to ask for."""
+        return bool(self._unasked)
+
     def asked(self) -> list[Way]:
         """Ways to ask for, longest waiting first."""
         ways = list(self._unasked)

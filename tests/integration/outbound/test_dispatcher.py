@@ -300,6 +300,19 @@ async def test_a_bug_in_one_message_leaves_the_others_alone(start, relay, eventu
     assert count("bugs") - before == 1
 
 
+async def test_a_bug_in_reading_a_body_defers(relay, eventually, monkeypatch):
+    relay = await relay(routes={"*": [9]}, retry_schedule=(3600,))
+
+    async def broken(_message):
+        raise RuntimeError("as if by a bug")
+
+    monkeypatch.setattr(relay.queue, "body", broken)
+    before = count("bugs")
+    await relay.submit_large("b@peer.example", body=BODY * 10_000)
+    await eventually(lambda: relay.scheduler.counts()["deferred"] == 1)
+    assert count("bugs") - before == 1
+
+
 async def test_a_bug_in_settling_puts_the_entry_back(start, relay, eventually, monkeypatch):
     monkeypatch.setattr("relayd.outbound.conclusion.BUG_PAUSE", 0.05)
     peer = await start()

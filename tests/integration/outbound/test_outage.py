@@ -206,3 +206,13 @@ async def test_six_days_without_the_next_hop_end_in_one_notification_for_each_me
     assert all(b"Status: 5.4.7\r\n" in message.content for message in peer.received)
     assert relay.empty
     assert (since(before)["delivered"], since(before)["failed"]) == (SENDERS, SENDERS)
+
+
+async def test_mail_that_waited_for_a_site_waits_for_nothing_else_when_it_is_back(through_dns, clock, peer):
+    """What was known of its domains has ended meanwhile, and no other mail comes."""
+    await peer.__aexit__()
+    await arrive(through_dns, clock, range(20), 0)
+    await clock.forward(HOUR)
+    await peer.__aenter__()
+    await clock.until(lambda: peer.received, LONGEST_PROBE + 2)
+    await clock.until(lambda: through_dns.empty, 30)

@@ -83,3 +83,11 @@ async def test_sessions_that_the_next_hop_ends_early_cost_no_attempt(clock, rela
         delivered, deferred = (after - former for after, former in zip(results(), before, strict=True))
         assert (delivered, deferred) == (500, 0)
         assert peer.refused > 0
+
+
+async def test_a_window_that_grows_is_used_though_no_more_mail_comes(clock, relay):
+    async with LimitedPeer(service=0.5) as peer:
+        relay = await relay(routes={"*": [peer]}, store=MemoryStore(), connections=10)
+        await asyncio.gather(*(relay.submit(f"u{number}@peer.example") for number in range(150)))
+        await clock.until(lambda: relay.empty, 60)
+        assert peer.most == 10

@@ -208,3 +208,25 @@ async def test_with_more_than_enough_in_memory_what_waits_is_dismissed(fed, monk
         fed.add(fed.store.messages[name(number)])
     await fed.store.seal()
     assert (len(fed.store.messages), fed.queue.resting, fed.in_scheduler) == (6, 4, 6)
+
+
+async def test_what_is_woken_and_not_due_leaves_room_for_what_is(fed, eventually, monkeypatch):
+    monkeypatch.setattr(feed, "TOTAL", 10)
+    monkeypatch.setattr(feed, "TOTAL_WOKEN", 5, raising=False)
+    monkeypatch.setattr(feed, "WOKEN", 3)
+    await fed.at_rest(*range(1, 21), due=clock.wall() + 3600)
+    fed.feed.wake(["example.net"])
+    looks: list[None] = []
+    look_back = fed.store.rest.look_back
+
+    async def counted() -> None:
+        looks.append(None)
+        await look_back()
+
+    monkeypatch.setattr(fed.store.rest, "look_back", counted)
+    await fed.feed.start()
+    await eventually(lambda: len(looks) > 10)
+    assert len(fed.added) == 6
+    await fed.at_rest(30, due=clock.wall())
+    await eventually(lambda: name(30) in fed.added)
+    assert fed.in_scheduler == 7

@@ -42,7 +42,7 @@ class Play:
         self.scheduler.advance(now)
         taken = self.scheduler.take(now)
         assert taken is not None
-        changes = self.scheduler.sites.release(taken[0], report, now)
+        changes = self.scheduler.sites.release(*taken, report, now)
         self.scheduler.finish(taken[1])
         return {change.aspect: change for change in changes}
 
@@ -149,7 +149,7 @@ def test_failures_of_attempts_that_began_before_do_not_push_the_probe_back():
         play.add(0.0)
         assert play.scheduler.take(0.0) is not None
     for number in range(START):
-        play.scheduler.sites.release(MX, unreached(), float(number))
+        play.scheduler.sites.release(MX, entry(), unreached(), float(number))
     probe = play.scheduler.sites.probe(MX)
     assert probe is not None
     assert FIRST_PROBE < probe < START + FIRST_PROBE
@@ -189,13 +189,13 @@ def test_what_comes_back_to_life_is_given_mail_as_if_it_were_new():
     for _ in range(10):
         while play.scheduler.take(0.0) is not None:
             pass
-        play.scheduler.sites.release(MX, Report(SERVED), 0.0)
+        play.scheduler.sites.release(MX, entry(), Report(SERVED), 0.0)
     state = play.scheduler.sites.get(MX)
     assert state is not None
     assert state.window.size > START
     while state.busy or state.outage is None:
         play.scheduler.take(0.0)
-        play.scheduler.sites.release(MX, unreached(), 0.0)
+        play.scheduler.sites.release(MX, entry(), unreached(), 0.0)
     play.attempt(Report(SERVED), FIRST_PROBE)
     assert state.window.size == START
 
@@ -222,3 +222,31 @@ def test_an_operator_may_take_the_probing_message_away():
     assert play.scheduler.take(FIRST_PROBE) is None
     play.add(FIRST_PROBE)
     assert play.scheduler.take(FIRST_PROBE) is not None
+
+
+def test_a_site_that_came_back_while_mail_was_to_be_put_off_keeps_it():
+    """Others were under way when it was found dead, and one of them was served before anything was put off."""
+    play = Play()
+    for _ in range(3 * START):
+        play.add(0.0)
+    for _ in range(START):
+        while play.scheduler.take(0.0) is not None:
+            pass
+        play.scheduler.sites.release(MX, entry(), unreached(), 0.0)
+    state = play.scheduler.sites.get(MX)
+    assert state is not None
+    assert state.busy
+    assert state.outage is not None
+    play.scheduler.sites.release(MX, entry(), Report(SERVED), 0.0)
+    assert state.outage is None
+    assert play.barred() == []
+    assert play.scheduler.take(0.0) is not None
+
+
+def test_who_waited_for_the_probe_and_was_taken_is_not_put_off():
+    play = Play()
+    play.kill()
+    play.add(0.0)
+    play.scheduler.advance(FIRST_PROBE)
+    assert play.scheduler.take(FIRST_PROBE, MX) is not None
+    assert play.barred() == []

@@ -121,7 +121,7 @@ def test_a_site_uses_no_more_than_its_slots() -> None:
         scheduler.add(entry(f"m{number}", "a"), 0.0)
     assert _taken(scheduler) == ["m0", "m1"]
     assert scheduler.take(NOW, TWO) is None
-    scheduler.sites.release(TWO, OK, NOW)
+    scheduler.sites.release(TWO, entry(), OK, NOW)
     assert _taken(scheduler, TWO) == ["m2"]
 
 
@@ -199,7 +199,7 @@ def test_a_slot_is_free_before_its_outcome_is_durable() -> None:
     for new in (first, second):
         scheduler.add(new, 0.0)
     scheduler.take(NOW)
-    scheduler.sites.release(ONE, OK, NOW)
+    scheduler.sites.release(ONE, entry(), OK, NOW)
     assert scheduler.take(NOW) == (ONE, second)
     assert scheduler.counts()["active"] == 2
 
@@ -222,7 +222,7 @@ def test_nothing_is_remembered_of_what_is_idle() -> None:
         scheduler.bind(Way(domain), site(domain), 60.0 + number % 7, 0.0)
         taken = scheduler.take(NOW)
         assert taken is not None
-        scheduler.sites.release(taken[0], OK, NOW)
+        scheduler.sites.release(*taken, OK, NOW)
         scheduler.finish(done)
     assert scheduler.size == 1500, "bindings, the times they end, and sites"
     scheduler.advance(67.0)
@@ -253,11 +253,11 @@ def test_misuse_is_an_error_that_changes_nothing() -> None:
     with pytest.raises(ValueError, match="not active"):
         scheduler.finish(new)
     with pytest.raises(ValueError, match="no slot"):
-        scheduler.sites.release(MX1, OK, NOW)
+        scheduler.sites.release(MX1, entry(), OK, NOW)
     assert scheduler.take(NOW) == (MX1, new)
     scheduler.finish(new)
     with pytest.raises(ValueError, match="not active"):
         scheduler.finish(new)
-    scheduler.sites.release(MX1, OK, NOW)
+    scheduler.sites.release(MX1, entry(), OK, NOW)
     with pytest.raises(ValueError, match="no slot"):
-        scheduler.sites.release(MX1, OK, NOW)
+        scheduler.sites.release(MX1, entry(), OK, NOW)

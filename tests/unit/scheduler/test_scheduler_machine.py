@@ -10,9 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Site, Way
+from relayd.scheduler import classes
 from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, READY
+from relayd.scheduler.classes import Interactive, PriorityClass, class_of, reserve
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.feedback import SERVED, Report, Signal, Trouble
+from relayd.scheduler.feedback import SERVED, UNREACHABLE, Report, Signal, Trouble
 from relayd.scheduler.scheduler import Scheduler
 from relayd.scheduler.site_queue import NEVER, SiteQueue
 from relayd.smtp import reply
@@ -24,7 +26,19 @@ MESSAGES = st.sampled_from(["m1", "m2", "m3", "m4", "m5"])
 SITES = st.sampled_from([site("mx1", 1), site("mx2", 3), site("mx3", 20, 0.5)])
 TROUBLE = Trouble(Outcome(Verdict.DEFERRED, Scope.SITE, reply.unreachable("mx", "refused")), 0.0)
 LONG_AFTER = 1e9
-ORDER = ((ACTIVE, "active"), (READY, "ready"), (DEFERRED, "deferred"))
+INTERACTIVE = Interactive(frozenset({"user:bob"}), 0.4)
+PRIORITIES = st.sampled_from([0, 0, 0, 4, -4])
+NAMES = ("active", "ready", "deferred", "held")
+Turn = tuple[Site, PriorityClass, str]
+"""A site, and whose turn it is there."""
+
+
+def kind(of: Entry) -> PriorityClass:
+    return class_of(of.message, INTERACTIVE.accounts)
+
+
+def turn(queue: Site, of: Entry) -> Turn:
+    return queue, kind(of), of.message.account
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -32,21 +46,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(INTERACTIVE)
         self.now = 100.0
         self.added = 0
         self.deferred: list[Entry] = []
+        self.held: list[Entry] = []
         self.waiting: dict[str, list[Entry]] = {}
         self.asked: set[str] = set()
         self.bindings: dict[str, tuple[Site, float]] = {}
         self.queued: dict[Site, list[Entry]] = collections.defaultdict(list)
         self.active: list[Entry] = []
-        self.busy: collections.Counter[Site] = collections.Counter()
+        self.slots: list[tuple[Site, Entry]] = []  # in use, and by what
         self.ended: list[Entry] = []
         self.started: dict[Site, list[Entry]] = collections.defaultdict(list)
         self.withdrawn: list[float] = []  # when withdrawn entries would have been due
-        # For each (site, account) that waits: whom the site served since it began to wait or had its last turn.
-        self.served: dict[tuple[Site, str], list[str]] = {}
+        # For each that waits: whom of its class the site served since it began to wait or had its last turn.
+        self.served: dict[Turn, list[str]] = {}
         # For each site that may start an entry: whose turns `take()` gave to others since.
         self.passed: dict[Site, list[Site]] = {}
 
@@ -61,7 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def join(self, queue: Site, ready: Entry) -> None:
         self.queued[queue].append(ready)
-        self.served.setdefault((queue, ready.message.account), [])
+        self.served.setdefault(turn(queue, ready), [])
 
     def startable(self) -> set[Site]:
         """By what the limits of the sites say; these have tests of their own."""
@@ -81,21 +96,35 @@ class SchedulerMachine(RuleBasedStateMachine):
     def took(self, taken: tuple[Site, Entry]) -> None:
         queue, started = taken
         account = started.message.account
-        oldest = next(e for e in self.queued[queue] if e.message.account == account)
+        oldest = next(e for e in self.queued[queue] if turn(queue, e) == turn(queue, started))
         assert started is oldest
         self.queued[queue].remove(started)
         self.active.append(started)
         self.started[queue].append(started)
-        self.busy[queue] += 1
-        assert self.busy[queue] <= (1 if self.is_dead(queue) else queue.terms.connections)
-        still_waiting = {e.message.account for e in self.queued[queue]}
-        del self.served[queue, account]
-        for (other_site, other), served in self.served.items():
-            if other_site == queue:
+        self.slots.append(taken)
+        self.slots_are_kept_to(queue, started)
+        del self.served[turn(queue, started)]
+        for (other_site, rank, other), served in self.served.items():
+            if (other_site, rank) == (queue, kind(started)):
                 served.append(account)
                 assert served.count(account) <= 1, f"{account} overtook {other}"
-        if account in still_waiting:
-            self.served[queue, account] = []
+        if turn(queue, started) in {turn(queue, e) for e in self.queued[queue]}:
+            self.served[turn(queue, started)] = []
+
+    def busy(self, queue: Site) -> list[Entry]:
+        return [e for used, e in self.slots if used == queue]
+
+    def slots_are_kept_to(self, queue: Site, started: Entry) -> None:
+        busy = self.busy(queue)
+        if self.is_dead(queue):
+            assert len(busy) == 1
+            return
+        assert len(busy) <= queue.terms.connections
+        state = self.scheduler.sites.get(queue)
+        assert state is not None
+        if state._urgent_until and kind(started) is not classes.INTERACTIVE:
+            others = sum(kind(e) is not classes.INTERACTIVE for e in busy)
+            assert others <= state.window.size - reserve(state.window.size, INTERACTIVE.share)
 
     # --- calls
 
@@ -105,17 +134,45 @@ class SchedulerMachine(RuleBasedStateMachine):
         account=ACCOUNTS,
         later=st.sampled_from([-5.0, 0.0, 1.0, 10.0, 10.0, 60.0]),
         number=st.integers(1, 4),
+        priority=PRIORITIES,
     )
-    def add(self, message: str, domain: str, account: str, later: float, number: int, stalled: bool = False) -> None:
+    def add(
+        self,
+        message: str,
+        domain: str,
+        account: str,
+        later: float,
+        number: int,
+        stalled: bool = False,
+        priority: int = 0,
+    ) -> None:
         for _ in range(number):
-            new = entry(message, domain, account, due=self.now + later, accepted_at=self.added)
+            new = entry(message, domain, account, self.now + later, priority, self.added)
             new.stalled = stalled
-            self.scheduler.add(new, self.now)
-            self.added += 1
-            if later > 0:
-                self.deferred.append(new)
-            else:
-                self.become_ready(new)
+            self.add_one(new, held=False)
+
+    def add_one(self, new: Entry, *, held: bool) -> None:
+        self.scheduler.add(new, self.now, held=held)
+        self.added += 1
+        if held:
+            self.held.append(new)
+        elif new.due > self.now:
+            self.deferred.append(new)
+        else:
+            self.become_ready(new)
+
+    @rule(message=MESSAGES, held=st.booleans())
+    def hold(self, message: str, held: bool) -> None:
+        """Or release, as the dispatcher does it: all that waits of the message is added anew."""
+        expected = [e for e in self.of_message(message) if e not in self.active]
+        recalled = self.scheduler.recall(message)
+        assert (recalled is None) == (not self.of_message(message))
+        assert sorted(map(id, recalled or ())) == sorted(map(id, expected))
+        for old in expected:
+            self.forget(old)
+        for old in recalled or ():
+            anew = Entry(old.message, old.way, old.recipients, old.attempts, old.due, old.stalled)
+            self.add_one(anew, held=held)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 9.0, 30.0]))
     def advance(self, seconds: float) -> None:
@@ -184,14 +241,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.took(taken)
         self.passed.pop(queue, None)
 
-    @precondition(lambda self: any(self.busy.values()))
+    @precondition(lambda self: self.slots)
     @rule(data=st.data(), signal=st.sampled_from(Signal), domain=DOMAINS, step=st.sampled_from([1.0, 60.0]))
     def release(self, data: st.DataObject, signal: Signal, domain: str, step: float) -> None:
-        queue = data.draw(st.sampled_from([queue for queue, busy in self.busy.items() if busy]))
-        changes = self.scheduler.sites.release(queue, Report(signal, TROUBLE, step, Way(domain)), self.now)
-        self.busy[queue] -= 1
+        queue, ended = slot = data.draw(st.sampled_from(self.slots))
+        changes = self.scheduler.sites.release(queue, ended, Report(signal, TROUBLE, step, Way(domain)), self.now)
+        self.slots.remove(slot)
         for change in changes:
             self.wake(change.ways)
+
+    @rule(queue=SITES, domain=DOMAINS, backlog=st.integers(1, 9))
+    def fall_silent(self, queue: Site, domain: str, backlog: int) -> None:
+        """A backlog comes, and a cohort of it fails."""
+        self.bind(domain, queue, 40.0)
+        self.add("m1", domain, "user:ann", 0.0, backlog)
+        for _ in range(5):
+            self.take_of_site(queue)
+        for slot in [slot for slot in self.slots if slot[0] == queue]:
+            self.scheduler.sites.release(*slot, Report(UNREACHABLE, TROUBLE, 1.0, Way(domain)), self.now)
+            self.slots.remove(slot)
 
     def wake(self, ways: tuple[Way, ...]) -> None:
         woken = [e for e in self.deferred if e.stalled and e.way in ways]
@@ -201,19 +269,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.withdrawn.append(one.due)
             self.become_ready(one)
 
-    @precondition(lambda self: any(self.busy.values()))
+    @precondition(lambda self: self.slots)
     @rule()
     def restore(self) -> None:
-        queue, entries = next((queue, self.started[queue]) for queue, busy in self.busy.items() if busy)
+        queue = self.slots[0][0]
+        entries = self.started[queue]
         if not entries or entries[-1] not in self.active:
             return
         again = entries.pop()
         self.scheduler.restore(queue, again, self.now)
         self.active.remove(again)
         self.queued[queue].insert(0, again)
-        self.served[queue, again.message.account] = []
-        for (other_site, _), served in self.served.items():
-            if other_site == queue and again.message.account in served:
+        self.served[turn(queue, again)] = []
+        for (other_site, rank, _), served in self.served.items():
+            if (other_site, rank) == (queue, kind(again)) and again.message.account in served:
                 served.remove(again.message.account)
 
     @rule()
@@ -226,10 +295,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for queue, entries in self.queued.items():
             if self.is_dead(queue):
                 assert len(entries) <= 1
-                accounts = {e.message.account for e in entries}
-                for of, account in [key for key in self.served if key[0] == queue]:
-                    del self.served[of, account]
-                self.served.update({(queue, account): [] for account in accounts})
+                for waited in [key for key in self.served if key[0] == queue]:
+                    del self.served[waited]
+                self.served.update({turn(queue, e): [] for e in entries})
 
     @precondition(lambda self: self.active)
     @rule(data=st.data(), again=st.sampled_from([None, 0.0, 10.0]), stalled=st.booleans())
@@ -250,7 +318,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return [e for e in self.everything() if e.message.id == message]
 
     def everything(self) -> list[Entry]:
-        return [*self.ready(), *self.deferred, *self.active]
+        return [*self.ready(), *self.deferred, *self.active, *self.held]
 
     def ready(self) -> list[Entry]:
         return [e for entries in (*self.waiting.values(), *self.queued.values()) for e in entries]
@@ -264,6 +332,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def forget(self, gone: Entry) -> None:
         """What was taken out counts as ended."""
+        if gone in self.held:
+            self.held.remove(gone)
         if gone in self.deferred:
             self.deferred.remove(gone)
             self.withdrawn.append(gone.due)
@@ -276,8 +346,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for queue, entries in self.queued.items():
             if gone in entries:
                 entries.remove(gone)
-                if not any(e.message.account == gone.message.account for e in entries):
-                    self.served.pop((queue, gone.message.account), None)
+                if not any(turn(queue, e) == turn(queue, gone) for e in entries):
+                    self.served.pop(turn(queue, gone), None)
         self.ended.append(gone)
 
     @rule(message=MESSAGES, before=st.sampled_from([0.0, 5.0, 30.0]), each=st.integers(0, 4))
@@ -308,17 +378,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(self.scheduler.lanes.of(*lane) == number for lane, number in lanes.items())
 
     @invariant()
+    def only_mail_of_dead_sites_is_put_off(self) -> None:
+        assert all(state.outage is not None and state.entries for state in self.scheduler.sites._barred)
+
+    @invariant()
     def nothing_is_lost(self) -> None:
         ready = sum(map(len, self.waiting.values())) + sum(map(len, self.queued.values()))
-        assert ready + len(self.deferred) + len(self.active) + len(self.ended) == self.added
+        assert ready + len(self.deferred) + len(self.active) + len(self.held) + len(self.ended) == self.added
         assert all(e.state == GONE for e in self.ended)
 
     @invariant()
     def census_is_exact(self) -> None:
         ready = [e for entries in (*self.waiting.values(), *self.queued.values()) for e in entries]
         counted: set[str] = set()
-        expected = {"held": 0}
-        for entries, (_, name) in zip((self.active, ready, self.deferred), ORDER, strict=True):
+        expected = {}
+        for entries, name in zip((self.active, ready, self.deferred, self.held), NAMES, strict=True):
             new = {e.message.id for e in entries} - counted
             expected[name] = len(new)
             counted |= new
@@ -333,12 +407,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever happened, everything can be delivered, and nothing is remembered then."""
         if not hasattr(self, "scheduler"):
             return
+        for message in {e.message.id for e in self.held}:
+            self.hold(message, held=False)
         self.advance(LONG_AFTER)
         for domain in list(self.waiting):
             self.bind(domain, site("mx1"), 1.0)
-        for queue in list(self.busy.elements()):
-            self.scheduler.sites.release(queue, Report(SERVED), self.now)
-            self.busy[queue] -= 1
+        while self.slots:
+            self.scheduler.sites.release(*self.slots.pop(), Report(SERVED), self.now)
         while self.ready():
             self.advance(1000.0)
             self.take_all()
@@ -354,8 +429,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take_all(self) -> None:
         while (taken := self.scheduler.take(self.now)) is not None:
             self.took(taken)
-            self.scheduler.sites.release(taken[0], Report(SERVED), self.now)
-            self.busy[taken[0]] -= 1
+            self.scheduler.sites.release(*self.slots.pop(), Report(SERVED), self.now)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -99,7 +99,7 @@ def test_a_message_that_comes_back_is_scheduled_once(scheduler):
     scheduler.bind(Way("a.example"), MX, NOW + 500, NOW)
     assert scheduler.advance(NOW + 100) is None
     assert scheduler.take(NOW) is not None
-    scheduler.sites.release(MX, Report(SERVED), NOW)
+    scheduler.sites.release(MX, entry(), Report(SERVED), NOW)
     assert scheduler.take(NOW) is None
 
 
@@ -109,7 +109,7 @@ def test_a_withdrawn_site_that_was_full_starts_nothing(scheduler):
         scheduler.add(entry(f"m{number}"), NOW)
     assert scheduler.take(NOW) is not None
     assert scheduler.withdraw("m1", NOW, 0)
-    scheduler.sites.release(MX, Report(SERVED), NOW)
+    scheduler.sites.release(MX, entry(), Report(SERVED), NOW)
     assert scheduler.take(NOW) is None
     scheduler.add(entry("m2"), NOW)
     assert scheduler.take(NOW) is not None
