@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 
 from relayd import clock, log, metrics
 from relayd.message.outcome import Outcome, Scope, Verdict
-from relayd.message.site import USUAL, Site, Terms
+from relayd.message.site import Site
 from relayd.outbound.contents import Contents
-from relayd.outbound.settling import Settling
+from relayd.outbound.settling import Settling, Timing
 from relayd.outbound.signals import first, signal
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import CROWDED, SERVED, UNREACHABLE, Change, Report, Trouble
@@ -91,7 +90,7 @@ class Conclusion:
         entry.stalled = said is UNREACHABLE or said is CROWDED
         probe = sites.probe(site) if entry.stalled else None
         no_later = math.inf if probe is None else clock.wall() + probe - now
-        self.settle(entry, outcomes, terms=site.terms, no_later=no_later)
+        self.settle(entry, outcomes, Timing(site.terms, no_later))
 
     def put_off(self) -> bool:
         """Defer what waits for sites that are dead; whether there may be more of it."""
@@ -101,46 +100,33 @@ class Conclusion:
             entry.stalled = True
             outcomes = dict.fromkeys(entry.recipients, _not_tried(outage.trouble.outcome))
             judged_next = clock.wall() + max(outage.probe - now, PROBE_SECONDS)
-            self.settle(entry, outcomes, terms=site.terms, judged_at=outage.trouble.at, judged_next=judged_next)
+            timing = Timing(site.terms, judged_at=outage.trouble.at, judged_next=judged_next)
+            self.settle(entry, outcomes, timing)
         return len(barred) == MOVED_AT_ONCE
 
-    def settle(
-        self,
-        entry: Entry,
-        outcomes: Mapping[int, Outcome],
-        *,
-        terms: Terms = USUAL,
-        no_later: float = math.inf,
-        judged_at: float = math.inf,
-        judged_next: float = math.inf,
-    ) -> None:
+    def settle(self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing) -> None:
         """See `Settling.settle`. Where a header has to be read before, a task waits for it."""
         if entry.stalled:
             self._stalling[entry] = False
-        settle = partial(
-            self._settling.settle,
-            entry,
-            outcomes,
-            terms=terms,
-            no_later=no_later,
-            judged_at=judged_at,
-            judged_next=judged_next,
-        )
         message = self._queue.get(entry.message.id)
         if message is None or isinstance(message.body, bytes) or not self._settling.tells(entry, outcomes):
-            self._contained(entry, settle)
+            self._contained(entry, outcomes, timing)
         else:
-            task = asyncio.get_running_loop().create_task(self._settle_with_header(entry, message, settle))
+            task = asyncio.get_running_loop().create_task(self._settle_with_header(entry, outcomes, timing, message))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
 
-    async def _settle_with_header(self, entry: Entry, message: Message, settle: Callable[[bytes], None]) -> None:
+    async def _settle_with_header(
+        self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing, message: Message
+    ) -> None:
         header = await self._contents.header(message)
-        self._contained(entry, partial(settle, header))
+        self._contained(entry, outcomes, timing, header)
 
-    def _contained(self, entry: Entry, settle: Callable[[], None]) -> None:
+    def _contained(
+        self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing, header: bytes = b""
+    ) -> None:
         try:
-            settle()
+            self._settling.settle(entry, outcomes, timing, header)
         except Exception:  # noqa: BLE001  # a poison message must not end the others' mail (I9)
             # The message is still as the spool has it. Tried again later, it may be delivered twice, but is not lost.
             log.bug("settling", id=entry.message.id)

@@ -23,7 +23,7 @@ from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.pool import Pool
 from relayd.outbound.routing import Router
-from relayd.outbound.settling import Settling
+from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, Report
@@ -195,9 +195,9 @@ class Dispatcher:
             metrics.bugs.inc()
             found = _INTERNAL_ERROR
         if isinstance(found, Outcome):
-            terms = self._router.terms(way)
+            timing = Timing(self._router.terms(way))
             for entry in self._scheduler.unroute(way):
-                self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found), terms=terms)
+                self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found), timing)
         else:
             site, valid = found
             now = clock.monotonic()

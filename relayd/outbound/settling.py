@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
+import msgspec
+
 from relayd import clock, log, metrics
 from relayd.config import schema
 from relayd.message import dsn
@@ -38,6 +40,23 @@ _COUNTERS = {
 Ended = Callable[[Entry, tuple[Result, ...]], None]
 
 
+class Timing(msgspec.Struct, frozen=True, gc=False):
+    """When mail that is deferred is tried again, beyond what the schedule says.
+
+    terms: of its site. no_later: wall time at which it is tried at the latest. judged_at: wall time of the attempt that
+    the outcomes tell of, where that was another entry's: mail expires by an attempt after its time, so what is past it
+    waits for `judged_next` at the latest.
+    """
+
+    terms: Terms = USUAL
+    no_later: float = math.inf
+    judged_at: float = math.inf
+    judged_next: float = math.inf
+
+
+USUALLY = Timing()
+
+
 class Settling:
     """`settle` takes one attempt's outcomes; `ended` is called, once, when they are durable. O(recipients)."""
 
@@ -60,33 +79,16 @@ class Settling:
         return expired or any(outcome.verdict is Verdict.FAILED for outcome in outcomes.values())
 
     def settle(
-        self,
-        entry: Entry,
-        outcomes: Mapping[int, Outcome],
-        header: bytes = b"",
-        *,
-        terms: Terms = USUAL,
-        no_later: float = math.inf,
-        judged_at: float = math.inf,
-        judged_next: float = math.inf,
+        self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing = USUALLY, header: bytes = b""
     ) -> None:
-        """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory.
-
-        terms: of its site. no_later: wall time at which it is tried again at the latest. judged_at: wall time of the
-        attempt that the outcomes tell of, where that was another entry's: mail expires by an attempt after its time,
-        so what is past it waits for `judged_next` at the latest.
-        """
+        """Hand the record to the queue, which never loses it. header: of a message whose body is not in memory."""
         message = self._queue.get(entry.message.id)
         if message is None:
             # Removed by the operator during the attempt.
             self.ended(entry, ())
             return
         now = clock.wall()
-        expiry = entry.message.accepted_at + self._max_age
-        wait = self._backoff(terms).delay(entry.attempts + 1, self._random.random())
-        # The last attempt is at expiry.
-        due = max(now, min(now + wait, no_later, expiry if now < expiry else judged_next))
-        results = self._results(entry, outcomes, now, EXPIRED if min(now, judged_at) >= expiry else DEFERRED, due)
+        results = self._results(entry, outcomes, timing, now)
         if not results:
             return
         failed = [result for result in results if result.state in _LOST]
@@ -96,9 +98,12 @@ class Settling:
                 header = dsn.header_of(message.body)
             notification = self._notification(message, failed, header, now)
             if notification is None:
-                results = _postponed(results, now, now + wait)
+                results = _postponed(results, now, now + self._wait(entry, timing.terms))
         settled = Settled(entry.message.id, results, notification)
         self._queue.settle(settled, partial(self._recorded, entry, outcomes, settled))
+
+    def _wait(self, entry: Entry, terms: Terms) -> float:
+        return self._backoff(terms).delay(entry.attempts + 1, self._random.random())
 
     def _backoff(self, terms: Terms) -> Backoff:
         schedule = terms.retry_schedule
@@ -108,22 +113,32 @@ class Settling:
         return backoff
 
     def _results(
-        self, entry: Entry, outcomes: Mapping[int, Outcome], now: float, later: State, due: float
+        self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing, now: float
     ) -> tuple[Result, ...]:
-        """later: what becomes of those that are deferred; all of them at one time, so that they are tried together."""
         attempts = entry.attempts + 1
+        later, due = DEFERRED, 0.0
         results = []
         for recipient, outcome in outcomes.items():
-            state = _STATES[outcome.verdict]
+            state, until = _STATES[outcome.verdict], 0.0
             if state is DEFERRED:
                 if outcome.reply is reply.SHUTTING_DOWN:
                     # What this shutdown cut off was no attempt: the spool still says what it said before.
                     continue
-                # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
-                state = later
-            until = due if state is DEFERRED else 0.0
+                if not due:
+                    # One roll for all, so that recipients deferred together are tried together.
+                    later, due = self._later(entry, timing, now)
+                state, until = later, due if later is DEFERRED else 0.0
             results.append(Result(recipient, state, attempts, now, until, outcome.reply, outcome.host))
         return tuple(results)
+
+    def _later(self, entry: Entry, timing: Timing, now: float) -> tuple[State, float]:
+        """What becomes of who is deferred, and when it is due."""
+        expiry = entry.message.accepted_at + self._max_age
+        # Judged only here, after an attempt: a clock that jumped ahead costs one attempt, not the message.
+        state = EXPIRED if min(now, timing.judged_at) >= expiry else DEFERRED
+        # The last attempt is at expiry.
+        bound = expiry if now < expiry else timing.judged_next
+        return state, max(now, min(now + self._wait(entry, timing.terms), timing.no_later, bound))
 
     def _notification(self, message: Message, failed: list[Result], header: bytes, now: float) -> Accepted | None:
         """None, by a bug alone: the failure must then wait, because its sender would never hear of it."""

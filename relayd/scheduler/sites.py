@@ -59,7 +59,10 @@ class Sites:
     def absorb(self, site: Site, entries: ClassQueue, now: float) -> None:
         """So do all of these."""
         queue = self._of(site, now)
-        queue.entries.absorb(entries)
+        if queue.entries:
+            queue.entries.absorb(entries)
+        else:
+            queue.entries = entries  # as it is: for most sites of many, all there is
         self._place(queue, now)
 
     def restore(self, site: Site, entry: Entry, now: float) -> None:

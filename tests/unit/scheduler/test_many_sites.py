@@ -30,7 +30,7 @@ def carry(scheduler: Scheduler, first: int, last: int, now: float) -> None:
     for way in scheduler.unbound.asked():
         scheduler.bind(way, site(f"mx.{way.domain}"), now + HOUR, now)
     while (taken := scheduler.take(now)) is not None:
-        scheduler.sites.release(taken[0], Report(SERVED), now)
+        scheduler.sites.release(*taken, Report(SERVED), now)
         scheduler.finish(taken[1])
 
 
@@ -93,7 +93,7 @@ def test_the_slowest_pace_is_kept_by_a_site_that_was_idle():
     scheduler.add(entry("m1"), 100.0)
     taken = scheduler.take(100.0)
     assert taken is not None
-    scheduler.sites.release(slow, Report(SERVED), 700.0)
+    scheduler.sites.release(*taken, Report(SERVED), 700.0)
     scheduler.finish(taken[1])
     scheduler.advance(HOUR)
     scheduler.add(entry("m2"), HOUR)
