@@ -24,7 +24,11 @@ LANE = 1000
 """Entries of a lane (a domain and an account) above which it is full, and new ones may go to rest."""
 
 TOTAL = 20_000
-"""Entries in memory above which nothing is brought in (Postfix's qmgr_message_active_limit)."""
+"""Entries in memory above which only lanes get some that have none (Postfix's qmgr_message_active_limit): what waits
+for sites that take next to nothing must not keep the mail of others on disk."""
+
+TOTAL_EVER = 2 * TOTAL
+"""Entries in memory above which nothing is brought in."""
 
 TOTAL_WOKEN = TOTAL // 2
 """Entries in memory above which nothing is woken: what was brought in for that and waits for another reason stays, and
@@ -107,9 +111,11 @@ class Feed:
 
     async def _bring(self, rest: Rest) -> bool:
         """Bring in what is due; whether there may be more."""
-        if not rest.count or self._scheduler.lanes.total >= TOTAL:
+        total = self._scheduler.lanes.total
+        if not rest.count or total >= TOTAL_EVER:
             return False
-        messages = await rest.due(clock.wall() + HORIZON, lanes=LANES, each=EACH, full=self._is_full)
+        full = self._is_full if total < TOTAL else self._has_some
+        messages = await rest.due(clock.wall() + HORIZON, lanes=LANES, each=EACH, full=full)
         for message in messages:
             self._add(message)
         return bool(messages)
@@ -124,6 +130,9 @@ class Feed:
             self._add(message, domains)
         if len(messages) < WOKEN:
             woken.difference_update(domains)
+
+    def _has_some(self, domain: str, account: str) -> bool:
+        return self._scheduler.lanes.of(domain, account) > 0
 
     def _is_full(self, domain: str, account: str) -> bool:
         return self._scheduler.lanes.of(domain, account) >= LANE

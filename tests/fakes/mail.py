@@ -22,13 +22,15 @@ def body(number: int, octets: int = 100) -> bytes:
     return (seed * (octets // len(seed) + 1))[:octets]
 
 
-def accepted(number: int, *, octets: int = 100, recipients: int = 1, shard: int = 0) -> Accepted:
+def accepted(
+    number: int, *, octets: int = 100, recipients: int = 1, shard: int = 0, account: str = "user:alice"
+) -> Accepted:
     """Message `number` as it is accepted, at second `number`."""
     envelope = Envelope(
         id=name(number, shard),
         sender=Address("sender@example.org"),
         recipients=tuple(Address(f"r{index}@example.net") for index in range(recipients)),
-        account="user:alice",
+        account=account,
         accepted_at=float(number),
         size=octets,
     )

@@ -40,9 +40,9 @@ class Fed:
             due = 0.0 if last is None else now + last.due - clock.wall()
             self.scheduler.add(Entry(message.envelope, Way(route_key(address)), (recipient,), 0, due), now)
 
-    async def at_rest(self, *numbers: int, due: float = 0.0) -> None:
+    async def at_rest(self, *numbers: int, due: float = 0.0, account: str = "user:alice") -> None:
         for number in numbers:
-            await self.store.commit([accepted(number)])
+            await self.store.commit([accepted(number, account=account)])
             await self.store.commit([settled(number, Result(0, State.DEFERRED, 1, 0.0, due, result().reply))])
         await self.store.seal()
 
@@ -86,6 +86,18 @@ async def test_a_full_lane_takes_no_more_until_it_has_room(fed, eventually, monk
     fed.scheduler.recall(fed.added[1])
     await eventually(lambda: len(fed.added) == 6)
     assert fed.added == [name(number) for number in range(1, 7)]
+
+
+async def test_with_enough_in_memory_only_who_has_nothing_there_comes_in(fed, eventually, monkeypatch):
+    """However much waits for a site that takes nothing, the mail of another account is not kept on disk by it."""
+    monkeypatch.setattr(feed, "TOTAL", 4)
+    monkeypatch.setattr(feed, "EACH", 2)
+    await fed.at_rest(*range(1, 11))
+    await fed.feed.start()
+    await eventually(lambda: len(fed.added) >= 4)
+    await fed.at_rest(11, account="user:other")
+    await eventually(lambda: name(11) in fed.added)
+    assert len(fed.added) == 5
 
 
 async def test_with_enough_in_memory_nothing_comes_in(fed, eventually, monkeypatch):
