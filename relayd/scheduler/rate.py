@@ -21,6 +21,9 @@ MANY = 0.1
 LEAST = 0.75
 """The part of a rate that one judgement leaves of it, where anything was taken."""
 
+LEAST_AT_FIRST = 10.0
+"""Messages a second that a first refusal leaves: where little was sent, what was taken is no measure of the site."""
+
 NEAR = 0.9
 """From this part of the last rate that met refusals, it is approached slowly."""
 
@@ -81,7 +84,7 @@ class Rate:
         if not self.learned:
             # Nothing is known yet but what it took within the last second.
             taken = self._served + self._trailing * max(0.0, 1 - (now - self._begun))
-            self._slow_down(max(taken, 1.0))
+            self._slow_down(max(taken, LEAST_AT_FIRST))
             self._stop(now)
         elif now >= self._ends or self._refused >= max(3, self._served / 4):
             self._judge(now)

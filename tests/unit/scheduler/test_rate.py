@@ -162,6 +162,20 @@ def test_a_pace_that_the_server_gives_up_is_forgotten():
     assert rate.next <= now + SLACK
 
 
+def test_one_refusal_where_little_is_sent_slows_little():
+    """Perhaps it was about its recipient alone."""
+    rate = Rate(0.0, 0.0)
+    rate.start(0.0)
+    rate.refused(0.1)
+    taken, now = 0, 0.1
+    while now < 10.0:
+        now = max(now, rate.next)
+        rate.start(now)
+        rate.served(now)
+        taken += 1
+    assert taken > 200
+
+
 def test_what_is_configured_is_never_exceeded():
     minutes = play(sliding(50), 3, most=20)
     assert all(taken <= 20 * 60 + 2 for taken, _ in minutes)
