@@ -24,9 +24,6 @@ from relayd.smtp import reply
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message, Result
 
-TELLING_SECONDS = 2.0
-"""Seconds that reading a header may take at the end; the outcomes are recorded without it then."""
-
 PROBE_SECONDS = 60.0
 """Seconds in which a probe has ended, as a rule: what has to be judged by it waits so long at least."""
 
@@ -53,21 +50,13 @@ class Conclusion:
         self._contents = contents
         self._settling = settling
         self._wake_at = wake_at
-        self._telling: set[asyncio.Task[None]] = set()
+        self.telling: set[asyncio.Task[None]] = set()
+        """What reads a header before it settles; whoever ends the work waits for these."""
         # Entries that wait for their site, while the record of that is not durable; True: the site is back.
         self._stalling: dict[Entry, bool] = {}
         settling.ended = self._settled
         self.woken: Callable[[Collection[str]], None] = lambda _domains: None
         """Told of the domains whose mail waited for a site that is back."""
-
-    async def drain(self) -> None:
-        """Wait until everything that was handed over is with the queue."""
-        if self._telling:
-            _, late = await asyncio.wait(self._telling, timeout=TELLING_SECONDS)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
 
     def attempted(self, site: Site, entry: Entry, outcomes: dict[int, Outcome]) -> None:
         """An attempt is over: its slot is free, and the scheduler is told how the site took it."""
@@ -95,6 +84,8 @@ class Conclusion:
     def put_off(self) -> bool:
         """Defer what waits for sites that are dead; whether there may be more of it."""
         barred = self._scheduler.barred()
+        if not barred:
+            return False  # nearly always, and this is asked for every message
         now = clock.monotonic()
         for site, entry, outage in barred:
             entry.stalled = True
@@ -113,8 +104,8 @@ class Conclusion:
             self._contained(entry, outcomes, timing)
         else:
             task = asyncio.get_running_loop().create_task(self._settle_with_header(entry, outcomes, timing, message))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self.telling.add(task)
+            task.add_done_callback(self.telling.discard)
 
     async def _settle_with_header(
         self, entry: Entry, outcomes: Mapping[int, Outcome], timing: Timing, message: Message

@@ -45,7 +45,7 @@ UNHEALTHY_PAUSE = 1.0
 """Seconds until the queue's health is looked at again."""
 
 CUT_SECONDS = 2.0
-"""Seconds an attempt may take to end after it was cut; it has nothing to wait for."""
+"""Seconds an attempt may take to end after it was cut, as it has nothing to wait for, and to read a header then."""
 
 MAX_RESTING = 100
 """Workers kept when there is no work for them; beyond, they end. Waking one costs less than starting one."""
@@ -153,7 +153,8 @@ class Dispatcher:
         for task in self._resolving:
             task.cancel()
         await _ended(self._working | self._resolving, seconds)
-        await self._conclusion.drain()
+        # What ended last may have left something to tell.
+        await _ended(self._conclusion.telling, CUT_SECONDS)
         await self._connector.close(1.0)
 
     # --- starting work ----------------------------------------------------------------------------------------------

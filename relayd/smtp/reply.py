@@ -169,9 +169,6 @@ SOURCE_UNUSABLE = Reply(451, "4.3.5", "The configured source address cannot be u
 NO_CREDENTIALS = Reply(451, "4.3.5", "The credentials for the next hop cannot be read; the message is kept")
 
 
-_NOT_TRIED = "Not tried now, as the site was not reached: "
-
-
 def unreachable(host: str, why: str) -> Reply:
     """No session with a host came about (RFC 3463 X.4.1)."""
     return Reply(451, "4.4.1", f"{host}: {why}")
@@ -184,9 +181,7 @@ def interrupted(host: str, why: str, stage: str) -> Reply:
 
 def not_tried(last: Reply) -> Reply:
     """A site was not reached by others just before, the last of them answered so."""
-    # Said of one that was not tried before, it does not grow.
-    said = last.text if last.text.startswith(_NOT_TRIED) else f"{_NOT_TRIED}{last}"
-    return Reply(451, "4.4.1", said)
+    return Reply(451, "4.4.1", f"Not tried now, as the site was not reached: {last}")
 
 
 def is_unreached(reply: Reply) -> bool:

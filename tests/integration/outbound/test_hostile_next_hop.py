@@ -12,7 +12,6 @@ import re
 
 import pytest
 
-from relayd import log
 from relayd.message.outcome import Verdict
 from relayd.smtp.reply import MAX_TEXT
 from relayd.spool.records import State
@@ -23,12 +22,9 @@ DELIVERED, DEFERRED, FAILED = Verdict.DELIVERED, Verdict.DEFERRED, Verdict.FAILE
 
 
 @pytest.fixture
-def logged(tmp_path):
+def logged(log_file):
     """The log as octets, so far."""
-    path = tmp_path / "log"
-    log.configure(str(path), "info")
-    yield path.read_bytes
-    log.configure("-", "info")
+    return log_file.read_bytes
 
 
 # --- 34: what replies say
