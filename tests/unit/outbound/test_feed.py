@@ -241,4 +241,8 @@ async def test_what_is_woken_and_not_due_leaves_room_for_what_is(fed, eventually
     assert len(fed.added) == 6
     await fed.at_rest(30, due=clock.wall())
     await eventually(lambda: name(30) in fed.added)
+    # Sealing laid the woken ones to rest again; they come back by threes, and no further than before.
+    await eventually(lambda: fed.in_scheduler == 7)
+    looks.clear()
+    await eventually(lambda: len(looks) > 10)
     assert fed.in_scheduler == 7
