@@ -104,7 +104,7 @@ def test_time_stands_still_while_a_thread_works():
         job = loop.run_in_executor(None, go_on.wait)
         threading.Timer(0.05, go_on.set).start()
         await job
-        return ticks, loop.time()
+        return list(ticks), loop.time()
 
     assert run(work) == ([], START)
 
