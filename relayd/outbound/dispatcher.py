@@ -8,7 +8,7 @@ service makes it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import functools
 from collections.abc import Callable, Collection, Coroutine
 from random import Random
 
@@ -22,6 +22,7 @@ from relayd.outbound.connector import Connector
 from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
 from relayd.outbound.pool import Pool
+from relayd.outbound.resolving import Resolving
 from relayd.outbound.routing import Router
 from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
@@ -34,9 +35,6 @@ from relayd.spool.bodies import Reading
 from relayd.spool.queue import Queue
 from relayd.spool.records import DEFERRED, Message
 from relayd.tls import NextHopContexts
-
-MAX_RESOLVING = 100
-"""Domains resolved at once."""
 
 ROUTE_SECONDS = 3600.0
 """How long a domain stays bound to a configured route: a bound on memory, not on truth."""
@@ -88,7 +86,7 @@ class Dispatcher:
         self._working: set[asyncio.Task[None]] = set()
         self._resolving: set[asyncio.Task[None]] = set()
         self._resting: list[asyncio.Future[tuple[Site, Entry] | None]] = []
-        self._unresolved: deque[Way] = deque()  # as many as wait in the scheduler, at most
+        self._questions = Resolving(self._resolve, functools.partial(self._own, self._resolving))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
@@ -184,11 +182,11 @@ class Dispatcher:
             if (site := self._router.known(way)) is not None:
                 self._scheduler.bind(way, site, now + ROUTE_SECONDS, now)
             else:
-                self._unresolved.append(way)
-        while self._unresolved and len(self._resolving) < MAX_RESOLVING:
-            self._own(self._resolving, self._resolve(self._unresolved.popleft()))
+                self._questions.add(way)
+        self._questions.start()
 
-    async def _resolve(self, way: Way) -> None:
+    async def _resolve(self, way: Way) -> bool:
+        """Ask where the way leads; whether there was an answer."""
         try:
             found = await self._router.route(way)
         except Exception:  # noqa: BLE001  # one domain's trouble must not end the others' mail
@@ -199,10 +197,11 @@ class Dispatcher:
             timing = Timing(self._router.terms(way))
             for entry in self._scheduler.unroute(way):
                 self._conclusion.settle(entry, dict.fromkeys(entry.recipients, found), timing)
-        else:
-            site, valid = found
-            now = clock.monotonic()
-            self._scheduler.bind(way, site, now + valid, now)
+            return found.verdict is not Verdict.DEFERRED
+        site, valid = found
+        now = clock.monotonic()
+        self._scheduler.bind(way, site, now + valid, now)
+        return True
 
     async def _work(self, site: Site, entry: Entry) -> None:
         """One worker: an entry, then its site's next, and when none is ready, whatever `_pump` finds."""

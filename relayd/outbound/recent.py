@@ -66,6 +66,10 @@ class Recent:
         """Remember it from now on."""
         self._until.set(key, self._now() + self._seconds)
 
+    def drop(self, key: Hashable) -> None:
+        """Forget it, if it is there."""
+        self._until.drop(key)
+
     def clear(self) -> None:
         """Forget all."""
         self._until.clear()

@@ -13,6 +13,7 @@ import pytest
 
 from relayd import metrics
 from relayd.message.site import Terms
+from relayd.outbound.resolving import AT_ONCE, PATIENCE
 from tests.fakes.dns_server import DnsServer
 from tests.fakes.limited_peer import LimitedPeer
 from tests.fakes.memory_store import MemoryStore
@@ -216,3 +217,16 @@ async def test_mail_that_waited_for_a_site_waits_for_nothing_else_when_it_is_bac
     await peer.__aenter__()
     await clock.until(lambda: peer.received, LONGEST_PROBE + 2)
     await clock.until(lambda: through_dns.empty, 30)
+
+
+async def test_silent_name_servers_do_not_keep_other_domains_waiting(through_dns, clock, dns, peer):
+    """Those that are asked for at once are all silent; room is made after a second, and the other one is next."""
+    silent = [f"silent-{number}.example" for number in range(AT_ONCE)]
+    for name in silent:
+        dns.drop(name)
+    for name in silent:
+        await through_dns.submit(f"u@{name}")
+    begun = clock.now
+    await through_dns.submit(recipient(0))
+    await clock.until(lambda: peer.received, PATIENCE + SERVICE + 0.5)
+    assert clock.now - begun >= PATIENCE, "the others were asked for, and not answered"
