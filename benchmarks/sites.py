@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import json
+import random
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from end_to_end import facts
@@ -27,9 +26,6 @@ from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp.address import Address
 
 DOMAINS = 100_000
-
-WAITING = 10_000
-"""Messages that wait at once."""
 
 RATE = 2000.0
 """Messages a second, by the scheduler's time: bindings and idle sites end as they would."""
@@ -48,40 +44,40 @@ _SERVED = Report(SERVED)
 
 
 def main() -> None:
-    """Alternating rounds, every second one in reverse order."""
+    """The shapes take turns with every lot, so that each meets the machine's fast and slow seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--waiting", type=int, default=10_000, metavar="N", help="messages that wait at once")
+    parser.add_argument("--rounds", type=int, default=5, help="parts of the run whose ratios are compared")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the runs there, too")
     options = parser.parse_args()
-    runs: dict[str, list[float]] = {shape: [] for shape in SHAPES}
-    for number in range(options.rounds):
-        for shape in list(SHAPES)[:: 1 if number % 2 == 0 else -1]:
-            runs[shape].append(microseconds(SHAPES[shape], options.messages))
-            print(f"{number + 1}: {shape}: {runs[shape][-1]:.2f} µs", file=sys.stderr)
-    usual = statistics.median(next(iter(runs.values())))
-    table = Table("shape", "µs a message", "fastest", "slowest", "ratio")
-    for shape, taken in runs.items():
-        median = statistics.median(taken)
-        figures = (median, min(taken), max(taken), median / usual)
+    schedulers = {shape: Scheduler() for shape in SHAPES}
+    spent: dict[str, list[float]] = {shape: [0.0] * options.rounds for shape in SHAPES}
+    for first in range(0, options.messages, options.waiting):
+        for shape, scheduler in schedulers.items():
+            part = first * options.rounds // options.messages
+            spent[shape][part] += seconds(scheduler, SHAPES[shape], range(first, first + options.waiting))
+    each = options.messages / options.rounds / 1e6
+    runs = {shape: [taken / each for taken in parts] for shape, parts in spent.items()}
+    usual = next(iter(runs.values()))
+    table = Table("shape", "µs a message", "ratio", "lowest", "highest")
+    for shape, parts in runs.items():
+        ratios = [one / other for one, other in zip(parts, usual, strict=True)]
+        figures = (statistics.median(parts), statistics.median(ratios), min(ratios), max(ratios))
         table.add_row(shape, *(f"{figure:.2f}" for figure in figures))
     Console().print(table)
     if options.json:
-        written = {"facts": facts(None), "messages": options.messages, "runs": runs}
+        written = {"facts": facts(None), "messages": options.messages, "waiting": options.waiting, "runs": runs}
         options.json.write_text(json.dumps(written, indent=1) + "\n")
 
 
-def microseconds(domain_of: Callable[[int], int], messages: int) -> float:
-    """CPU a message, without that of making them."""
-    scheduler, spent = Scheduler(), 0.0
-    gc.collect()
-    for first in range(0, messages, WAITING):
-        entries = list(_entries(domain_of, first, min(first + WAITING, messages)))
-        known = {entry.way: Site(((Host(f"mx.{entry.domain}", 25),),)) for entry in entries}
-        started = time.process_time()
-        _carry(scheduler, entries, known, first / RATE)
-        spent += time.process_time() - started
-    return spent / messages * 1e6
+def seconds(scheduler: Scheduler, domain_of: Callable[[int], int], numbers: range) -> float:
+    """CPU of a lot, without that of making it."""
+    entries = _entries(domain_of, numbers)
+    known = {entry.way: Site(((Host(f"mx.{entry.domain}", 25),),)) for entry in entries}
+    started = time.process_time()
+    _carry(scheduler, entries, known, numbers.start / RATE)
+    return time.process_time() - started
 
 
 @functools.lru_cache(10_000)
@@ -90,11 +86,14 @@ def _way(domain: str) -> Way:
     return Way(domain)
 
 
-def _entries(domain_of: Callable[[int], int], first: int, last: int) -> Iterator[Entry]:
-    for number in range(first, last):
+def _entries(domain_of: Callable[[int], int], numbers: range) -> list[Entry]:
+    """Made in any order: how close they are in memory is not to depend on the shape."""
+    made = {}
+    for number in random.sample(numbers, len(numbers)):
         domain = f"domain-{domain_of(number)}.example"
         envelope = Envelope(f"m{number}", Address(""), (Address(f"u@{domain}"),), "user:bench", 0.0, 1)
-        yield Entry(envelope, _way(domain), (0,))
+        made[number] = Entry(envelope, _way(domain), (0,))
+    return [made[number] for number in numbers]
 
 
 def _carry(scheduler: Scheduler, entries: list[Entry], known: dict[Way, Site], now: float) -> None:

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Container
 from typing import NamedTuple
 
+import msgspec
+
 from relayd.message.envelope import Envelope
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.fair_queue import FairQueue
@@ -59,7 +61,7 @@ def reserve(window: int, share: float) -> int:
     return max(int(window * share), 1) if share and window > 1 else 0
 
 
-class ClassQueue:
+class ClassQueue(msgspec.Struct, eq=False, gc=False):
     """Up to three fair queues, the highest first: as `FairQueue`, and what is interactive can be taken alone.
 
     Invariants: an entry is in the queue of its class, and in there accounts take turns. While a class waits, `pop`
@@ -68,21 +70,22 @@ class ClassQueue:
     restore and remove are O(1), absorb is O(entries of accounts in both).
     """
 
-    __slots__ = ("_accounts", "_normal", "_others")
-
-    def __init__(self, interactive: Container[str] = ()) -> None:
-        """interactive: accounts all of whose mail is interactive; kept, not copied, so that queues share it."""
-        self._accounts = interactive
-        self._normal = FairQueue()
-        # Made for the first entry that is not normal: of many sites, few ever see one.
-        self._others: _Contest | None = None
+    _accounts: Container[str] = ()
+    """All of whose mail is interactive; not copied, so that queues share them."""
+    # Of many sites, few ever have two entries wait, or one that is not normal: what is for those is made for them.
+    _alone: Entry | None = None
+    """The only entry, a normal one; as long as there is no queue for it."""
+    _normal: FairQueue | None = None
+    _others: _Contest | None = None
 
     def __bool__(self) -> bool:
+        if self._normal is None:
+            return self._alone is not None
         others = self._others
         return bool(self._normal) if others is None else any(others.ranks)
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry in self._of(entry)
+        return entry is self._alone if self._normal is None else entry in self._of(entry)
 
     @property
     def interactive_waits(self) -> bool:
@@ -94,13 +97,20 @@ class ClassQueue:
         message = entry.message
         if message.priority or message.account in self._accounts:
             self._of(entry).push(entry)
-        else:  # `class_of`, without the call: nearly all mail is normal
+        elif self._normal is not None:  # `class_of`, without the call: nearly all mail is normal
             self._normal.push(entry)
+        elif self._alone is None:
+            self._alone = entry
+        else:
+            self._queue().push(entry)
 
     def pop(self) -> Entry:
         """Take the next entry; KeyError when empty."""
+        if (entry := self._alone) is not None:
+            self._alone = None
+            return entry
         if self._others is None:
-            return self._normal.pop()
+            return self._queue().pop()
         return self._others.next().pop()
 
     def pop_interactive(self) -> Entry:
@@ -119,22 +129,33 @@ class ClassQueue:
 
     def absorb(self, other: ClassQueue) -> None:
         """Take all entries of `other`, which is empty afterwards. Whose turn it is here stays."""
-        if other._others is None:
-            self._normal.absorb(other._normal)
-            return
-        for mine, theirs in zip(self._contest().ranks, other._others.ranks, strict=True):
-            mine.absorb(theirs)
+        if other._others is not None:
+            for mine, theirs in zip(self._contest().ranks, other._others.ranks, strict=True):
+                mine.absorb(theirs)
+        elif other._normal is not None:
+            self._queue().absorb(other._normal)
+        elif other:
+            self.push(other.pop())
 
     def _of(self, entry: Entry) -> FairQueue:
         kind = class_of(entry.message, self._accounts)
         if kind is NORMAL:
-            return self._normal
+            return self._queue()
         contest = self._contest()
         return contest.interactive if kind is INTERACTIVE else contest.low
 
+    def _queue(self) -> FairQueue:
+        """Of what is normal, made if need be."""
+        if self._normal is None:
+            self._normal = FairQueue()
+            if self._alone is not None:
+                self._normal.push(self._alone)
+                self._alone = None
+        return self._normal
+
     def _contest(self) -> _Contest:
         if self._others is None:
-            self._others = _Contest(self._normal)
+            self._others = _Contest(self._queue())
         return self._others
 
 

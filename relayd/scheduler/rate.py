@@ -1,10 +1,12 @@
 """How many messages a second a site gets: as configured, and as learned from its refusals.
 
-Pure arithmetic of one site, with monotonic seconds as arguments; knows neither replies nor entries. `site_queue` makes
-one where there is a limit or a refusal.
+Pure arithmetic of one site, with monotonic seconds as arguments; knows neither replies nor entries. `limits` has one
+for each site.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 SLACK = 0.01
 """Seconds by which a start may be late and the next one still keep the pace; timers count in milliseconds."""
@@ -37,7 +39,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 """Seconds without a message after an interval in which the site took nothing; doubled each time."""
 
 
-class Rate:
+class Rate(msgspec.Struct, eq=False, gc=False):
     """A pace, and what is counted to find it.
 
     With a limit of r, at most r (T + SLACK) + 1 messages start in any T seconds: there is no burst. A refusal is
@@ -45,20 +47,23 @@ class Rate:
     approached slowly. An interval in which the site took nothing halves the rate and is followed by a pause. O(1).
     """
 
-    __slots__ = ("_begun", "_ends", "_knee", "_most", "_pause", "_refused", "_served", "_trailing", "limit", "next")
+    _most: float | None
+    """Messages a second, as configured; None, or 0 where it is made, for no limit."""
+    _begun: float
+    _ends: float = 0.0
+    limit: float | None = None
+    """Messages a second, None for no limit."""
+    next: float = 0.0
+    """When the next message may start."""
+    _served: int = 0
+    _refused: int = 0
+    _trailing: float = 0.0
+    _knee: float = 0.0
+    _pause: float = FIRST_PAUSE
 
-    def __init__(self, most: float, now: float) -> None:
-        """`most`: messages a second, 0 for no limit."""
-        self._most = most or None
-        self.limit: float | None = self._most
-        """Messages a second, None for no limit."""
-        self.next = 0.0
-        """When the next message may start."""
-        self._knee = 0.0
-        self._pause = FIRST_PAUSE
-        self._trailing = 0.0
-        self._served = self._refused = 0
-        self._begin(now, 1.0)
+    def __post_init__(self) -> None:
+        self.limit = self._most = self._most or None
+        self._ends = self._begun + self._interval()
 
     @property
     def learned(self) -> bool:

@@ -14,7 +14,8 @@ from relayd.scheduler.classes import Interactive
 from relayd.scheduler.deferred import Deferred
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.lanes import Lanes
-from relayd.scheduler.site_queue import Outage, SiteQueue
+from relayd.scheduler.limits import Outage
+from relayd.scheduler.site_queue import SiteQueue
 from relayd.scheduler.sites import Sites
 from relayd.scheduler.unbound import Unbound
 
@@ -134,9 +135,11 @@ class Scheduler:
         barred = []
         for queue, entry in self.sites.barred(MOVED_AT_ONCE):
             self._move(entry, ACTIVE)
-            assert queue.outage is not None
-            queue.put_off(entry.way)
-            barred.append((queue.site, entry, queue.outage))
+            limits = queue.limits
+            assert limits is not None
+            assert limits.outage is not None
+            limits.put_off(entry.way)
+            barred.append((queue.site, entry, limits.outage))
         return barred
 
     def wake(self, ways: Iterable[Way], now: float) -> None:

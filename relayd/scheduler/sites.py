@@ -52,17 +52,22 @@ class Sites:
 
     def push(self, site: Site, entry: Entry, now: float) -> None:
         """An entry waits for the site."""
-        queue = self._of(site, now)
+        queue = self._queues.get(site)
+        if queue is None:
+            queue = self._make(site, ClassQueue(self._interactive.accounts), now)
+        else:
+            self._idle.pop(queue, None)
         queue.entries.push(entry)
         self._place(queue, now)
 
     def absorb(self, site: Site, entries: ClassQueue, now: float) -> None:
         """So do all of these."""
-        queue = self._of(site, now)
-        if queue.entries:
-            queue.entries.absorb(entries)
+        queue = self._queues.get(site)
+        if queue is None:
+            queue = self._make(site, entries, now)
         else:
-            queue.entries = entries  # as it is: for most sites of many, all there is
+            self._idle.pop(queue, None)
+            queue.entries.absorb(entries)
         self._place(queue, now)
 
     def restore(self, site: Site, entry: Entry, now: float) -> None:
@@ -144,26 +149,24 @@ class Sites:
     def remove(self, queue: SiteQueue, entry: Entry) -> None:
         """Take an entry out of the middle."""
         queue.entries.remove(entry)
-        if queue.opens == NEVER:  # nothing is left, or nothing that may use the slots that are kept
-            self._rotation.pop(queue, None)
         if not queue.entries:
-            self._barred.pop(queue, None)
-            self._rest(queue, self._now)
+            self._empty(queue, self._now)
+        elif queue.opens == NEVER:  # nothing is left that may use the slots that are kept
+            self._rotation.pop(queue, None)
 
     def holding(self, entry: Entry) -> SiteQueue:
         """The site in whose queue an entry is. StopIteration when there is none."""
         return next(queue for queue in self._queues.values() if entry in queue.entries)
 
-    def _of(self, site: Site, now: float) -> SiteQueue:
-        queue = self._queues.get(site)
-        if queue is None:
-            queue = self._queues[site] = SiteQueue(site, self._interactive, now)
-        else:
-            self._idle.pop(queue, None)
+    def _make(self, site: Site, entries: ClassQueue, now: float) -> SiteQueue:
+        queue = self._queues[site] = SiteQueue(site, entries, self._interactive, now)
         return queue
 
     def _place(self, queue: SiteQueue, now: float) -> None:
         """Into the rotation, or out of it until a known time; one that waits for its turn already keeps it."""
+        if not queue.entries:
+            self._empty(queue, now)
+            return
         if queue.entries.interactive_waits:
             queue.saw_interactive(now)
         opens = queue.opens
@@ -174,14 +177,17 @@ class Sites:
             if opens not in (NEVER, queue.parked):
                 queue.parked = opens
                 heapq.heappush(self._parked, (opens, next(self._sequence), queue))
-            elif not queue.entries:
-                self._rest(queue, now)
-        if queue.outage is not None and queue.entries:
+        if queue.limits is not None and queue.limits.outage is not None:
             self._barred[queue] = None
         elif self._barred:
             self._barred.pop(queue, None)
 
-    def _rest(self, queue: SiteQueue, now: float) -> None:
-        """It may be idle: then it is remembered for a while."""
-        if not queue.entries and not queue.busy:
+    def _empty(self, queue: SiteQueue, now: float) -> None:
+        """Nothing waits for it; where nothing is under way either, what it knows is remembered for a while."""
+        self._rotation.pop(queue, None)
+        if self._barred:
+            self._barred.pop(queue, None)
+        if queue.is_blank:
+            del self._queues[queue.site]
+        elif not queue.busy:
             self._idle[queue] = now + MEMORY

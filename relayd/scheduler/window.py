@@ -1,9 +1,11 @@
 """How many connections a site gets at once, from how it takes them.
 
-Pure arithmetic of one site; knows neither replies nor entries. `site_queue` holds one for each site.
+Pure arithmetic of one site; knows neither replies nor entries. `limits` holds one for each site.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 START = 5
 """Connections before anything is known (Postfix's initial_destination_concurrency)."""
@@ -12,7 +14,7 @@ FIRST_MEMORY, LONGEST_MEMORY = 60.0, 3600.0
 """Seconds for which a limit that the site spoke of is not tried again; doubled each time it says so again."""
 
 
-class Window:
+class Window(msgspec.Struct, eq=False, gc=False):
     """Between 1 and `most`, by feedback of 1/N with hysteresis.
 
     A run of N successes that used the whole window ends with one more; a run of failures begins with one less, and
@@ -21,17 +23,18 @@ class Window:
     that the site names by refusing a connection is kept to for a while, then tried by one connection. All is O(1).
     """
 
-    __slots__ = ("_credit", "_debit", "_memory", "_most", "_named", "_until", "size")
+    _most: int
+    size: int = 0
+    _credit: float = 0.0
+    _debit: float = 0.0
+    _named: int = 0
+    """The limit the site named last, holding until `_until`."""
+    _until: float = 0.0
+    _memory: float = FIRST_MEMORY
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._credit = 0.0
-        self._debit = 0.0
-        self._named = most
-        """The limit the site named last, holding until `_until`."""
-        self._until = 0.0
-        self._memory = FIRST_MEMORY
-        self.size = min(START, most)
+    def __post_init__(self) -> None:
+        self._named = self._most
+        self.size = min(START, self._most)
 
     @property
     def cohort(self) -> int:

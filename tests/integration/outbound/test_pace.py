@@ -84,8 +84,8 @@ def closed_port() -> int:
 
 @pytest.fixture
 def quick_probes(monkeypatch):
-    monkeypatch.setattr("relayd.scheduler.site_queue.FIRST_PROBE", 0.3)
-    monkeypatch.setattr("relayd.scheduler.site_queue.LONGEST_PROBE", 0.3)
+    monkeypatch.setattr("relayd.scheduler.limits.FIRST_PROBE", 0.3)
+    monkeypatch.setattr("relayd.scheduler.limits.LONGEST_PROBE", 0.3)
 
 
 @pytest.mark.usefixtures("quick_probes")

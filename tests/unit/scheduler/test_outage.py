@@ -8,8 +8,8 @@ from relayd.message.outcome import Outcome, Scope, Verdict
 from relayd.message.site import Site, Way
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import BROKEN, CROWDED, NOTHING, SERVED, SLOWED, UNREACHABLE, Aspect, Report, Trouble
+from relayd.scheduler.limits import FIRST_PROBE, LONGEST_PROBE, MAX_WAYS
 from relayd.scheduler.scheduler import Scheduler
-from relayd.scheduler.site_queue import FIRST_PROBE, LONGEST_PROBE, MAX_WAYS
 from relayd.scheduler.window import START
 from relayd.smtp import reply
 from tests.unit.scheduler.entries import entry, site
@@ -192,21 +192,21 @@ def test_what_comes_back_to_life_is_given_mail_as_if_it_were_new():
         play.scheduler.sites.release(MX, entry(), Report(SERVED), 0.0)
     state = play.scheduler.sites.get(MX)
     assert state is not None
-    assert state.window.size > START
+    assert state.width > START
     while state.busy or state.outage is None:
         play.scheduler.take(0.0)
         play.scheduler.sites.release(MX, entry(), unreached(), 0.0)
     play.attempt(Report(SERVED), FIRST_PROBE)
-    assert state.window.size == START
+    assert state.width == START
 
 
 def test_the_ways_of_an_outage_are_bounded():
     play = Play()
     play.kill()
     state = play.scheduler.sites.get(MX)
-    assert state is not None
+    assert state is not None and state.limits is not None
     for number in range(2 * MAX_WAYS):
-        state.put_off(Way(f"d{number}.example"))
+        state.limits.put_off(Way(f"d{number}.example"))
     play.add(0.0)
     play.scheduler.advance(FIRST_PROBE)
     changes = play.attempt(Report(SERVED), FIRST_PROBE)

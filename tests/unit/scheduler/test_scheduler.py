@@ -4,7 +4,8 @@ import pytest
 
 from relayd.message.site import Site, Way
 from relayd.scheduler import scheduler as module
-from relayd.scheduler.feedback import SERVED, Report
+from relayd.scheduler.bindings import GRAIN
+from relayd.scheduler.feedback import BROKEN, SERVED, Report
 from relayd.scheduler.scheduler import Scheduler
 from relayd.scheduler.sites import MEMORY
 from tests.unit.scheduler.entries import entry, site
@@ -222,10 +223,10 @@ def test_nothing_is_remembered_of_what_is_idle() -> None:
         scheduler.bind(Way(domain), site(domain), 60.0 + number % 7, 0.0)
         taken = scheduler.take(NOW)
         assert taken is not None
-        scheduler.sites.release(*taken, OK, NOW)
+        scheduler.sites.release(*taken, Report(BROKEN), NOW)
         scheduler.finish(done)
-    assert scheduler.size == 1500, "bindings, the times they end, and sites"
-    scheduler.advance(67.0)
+    assert scheduler.size == 1001, "bindings, the time at which they end, and sites"
+    scheduler.advance(70.0)
     assert scheduler.size == 500
     scheduler.advance(MEMORY)
     assert scheduler.size == 0
@@ -235,7 +236,7 @@ def test_bindings_are_bounded_and_those_that_end_first_go(monkeypatch: pytest.Mo
     monkeypatch.setattr("relayd.scheduler.bindings.MAX_BINDINGS", 10)
     scheduler = Scheduler()
     for number in range(30):
-        scheduler.bind(Way(f"d{number}"), MX1, 100.0 + number, 0.0)
+        scheduler.bind(Way(f"d{number}"), MX1, 100.0 + number * GRAIN, 0.0)
     scheduler.advance(0.0)
     assert scheduler.size == 20
     scheduler.add(entry("m1", "d29"), 0.0)

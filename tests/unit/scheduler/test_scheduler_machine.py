@@ -124,7 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert state is not None
         if state._urgent_until and kind(started) is not classes.INTERACTIVE:
             others = sum(kind(e) is not classes.INTERACTIVE for e in busy)
-            assert others <= state.window.size - reserve(state.window.size, INTERACTIVE.share)
+            assert others <= state.width - reserve(state.width, INTERACTIVE.share)
 
     # --- calls
 
