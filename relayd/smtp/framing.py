@@ -1,16 +1,21 @@
 """Lines and dots of message data (RFC 5321 §4.5.2, §2.3.8): only CRLF ends a line, only CRLF.CRLF ends a message.
 
-C-level searches over whole buffers, never line by line: a message in one piece, or a large one in parts cut anywhere
+Searches over whole buffers, never line by line: a message in one piece, or a large one in parts cut anywhere
 (`Unstuffing`, `Stuffing`, `Strays`), which give what the whole would. A body is bytes that end in CRLF (or are empty).
+stringzilla searches 16 to 64 octets at a time, CPython one: that was a tenth of the relay's work for a message of 5 KB.
 """
 
 from __future__ import annotations
 
-import io
 import re
 
+import stringzilla
+
 END = b"\r\n.\r\n"
+_DOT = b"\r\n."
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_FAULTS = ("", "bare LF", "bare CR", "NUL")
+"""What `stray` finds, the worst last."""
 
 
 class DataReader:
@@ -42,7 +47,7 @@ class DataReader:
         searched = max(0, len(self._buffer) - len(END) + 1)
         self._buffer += data
         self.received += len(data)
-        end = self._buffer.find(END, searched)
+        end = stringzilla.find(self._buffer, END, searched)
         if end >= 0:
             self._end(end)
             return True
@@ -68,7 +73,7 @@ class DataReader:
         if self.large:
             del self._buffer[end + 2 :]
             return
-        self.body = b"" if self.too_large else unstuffed(bytes(self._buffer[: end + 2]))
+        self.body = b"" if self.too_large else unstuffed(bytes(memoryview(self._buffer)[: end + 2]))
         if len(self.body) > self._limit:
             self.too_large = True
             self.body = b""
@@ -102,7 +107,7 @@ class Unstuffing:
         if not raw:
             return b""
         # What was before decides whether the first octets are a line's dot; it is never part of an added dot itself.
-        text = (self._raw + raw).replace(b"\r\n.", b"\r\n")[len(self._raw) :]
+        text = (self._raw + raw).replace(_DOT, b"\r\n")[len(self._raw) :]
         self._raw = raw[-2:] if len(raw) > 1 else (self._raw + raw)[-2:]
         self.octets += len(text)
         self.fault = self._strays.feed(text)
@@ -126,7 +131,7 @@ class Stuffing:
 
     def feed(self, text: bytes) -> bytes:
         """The next part, stuffed. O(octets), keeps two of them."""
-        wire = (self._before + text).replace(b"\r\n.", b"\r\n..")[len(self._before) :]
+        wire = (self._before + text).replace(_DOT, b"\r\n..")[len(self._before) :]
         self._before = (self._before + text[-2:])[-2:]
         return wire
 
@@ -135,46 +140,39 @@ class Strays:
     """What RFC 5321 §2.3.8 forbids, looked for in the parts of a body that ends in CRLF."""
 
     def __init__(self) -> None:
-        self._nul = False
-        self._decoder = io.IncrementalNewlineDecoder(None, translate=False)
+        self._cr = False
+        self._fault = ""
 
     def feed(self, text: bytes) -> str:
         """As `stray`, of all parts so far; a CR at their end waits for what follows it."""
-        self._nul = self._nul or b"\0" in text
-        self._decoder.decode(text.decode("latin-1"))
-        return "NUL" if self._nul else _fault(self._decoder.newlines)
+        if self._cr:
+            text = b"\r" + text
+        self._cr = text.endswith(b"\r")
+        found = stray(text[:-1] if self._cr else text)
+        self._fault = max(self._fault, found, key=_FAULTS.index)
+        return self._fault
 
 
 def unstuffed(data: bytes) -> bytes:
     """The body behind CRLF + stuffed lines: the leading CRLF and the dots that stuffing added are gone."""
-    return data.replace(b"\r\n.", b"\r\n")[2:]
+    return data[2:] if stringzilla.find(data, _DOT) < 0 else data.replace(_DOT, b"\r\n")[2:]
 
 
 def stuffed(body: bytes) -> bytes:
     """The body with every line-initial dot doubled, ready for `.` CRLF to follow."""
     if body.startswith(b"."):
         body = b"." + body
-    return body.replace(b"\r\n.", b"\r\n..")
+    return body if stringzilla.find(body, _DOT) < 0 else body.replace(_DOT, b"\r\n..")
 
 
 def stray(body: bytes) -> str:
     """What stands in the body that RFC 5321 §2.3.8 forbids: "NUL", "bare CR", "bare LF", or "" for none."""
     if b"\0" in body:
         return "NUL"
-    # One pass that notes which line ends it meets: half of what three counts cost, and they were 6 % of the relay.
-    decoder = io.IncrementalNewlineDecoder(None, translate=False)
-    decoder.decode(body.decode("latin-1"), final=True)
-    return _fault(decoder.newlines)
-
-
-def _fault(newlines: str | tuple[str, ...] | None) -> str:
-    match newlines:
-        case None | "\r\n":
-            return ""
-        case "\n" | ("\n", "\r\n"):
-            return "bare LF"
-        case _:
-            return "bare CR"
+    ends = stringzilla.count(body, b"\r\n")
+    if stringzilla.count(body, b"\r") != ends:
+        return "bare CR"
+    return "bare LF" if stringzilla.count(body, b"\n") != ends else ""
 
 
 def with_crlf(body: bytes) -> bytes:

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from relayd import log, metrics
 from relayd.message.dsn import header_of

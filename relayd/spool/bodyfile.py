@@ -15,7 +15,8 @@ import stat
 import struct
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from relayd.message import queue_id
 from relayd.smtp.framing import Strays

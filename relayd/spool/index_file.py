@@ -16,11 +16,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
-from zlib import crc32
 
 import apsw
 import apsw.sqlite_extra
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from relayd.spool.disk import sync_directory
 from relayd.spool.store import FormatError

@@ -19,9 +19,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
-from zlib import crc32
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from relayd.message import queue_id
 from relayd.message.envelope import Envelope

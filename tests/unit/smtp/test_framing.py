@@ -80,3 +80,33 @@ def test_strays_are_named(body: bytes, found: str) -> None:
 
 def test_bare_lf_becomes_crlf() -> None:
     assert with_crlf(b"\na\n\nb\r\n\n") == b"\r\na\r\n\r\nb\r\n\r\n"
+
+
+def plainly(body: bytes) -> str:
+    """`stray` by its definition, an octet at a time."""
+    if 0 in body:
+        return "NUL"
+    around = list(zip(b"\n" + body, body, body[1:] + b"\0", strict=False))
+    if any(octet == 13 and after != 10 for _, octet, after in around):
+        return "bare CR"
+    return "bare LF" if any(octet == 10 and before != 13 for before, octet, _ in around) else ""
+
+
+@pytest.mark.parametrize(
+    "found", [b"\r\n", b"\r\r\n", b"\r\n\n", b"\n", b"\r", b"\0", b"\n\r", b"\r\n.", b"\r\n..", b"\r\n.\r", b"\n.\r\n"]
+)
+def test_a_search_of_many_octets_at_once_sees_what_one_by_one_shows(found: bytes) -> None:
+    """At each distance from the edges of what the machine looks at together."""
+    for size in (1, 15, 16, 31, 33, 63, 64, 65, 127, 129, 200):
+        for at in range(size + 1):
+            body = b"x" * at + found + b"y" * (size - at) + b"\r\n"
+            assert stray(body) == plainly(body), (size, at)
+            wire = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in body.split(b"\r\n"))
+            assert stuffed(body) == wire, (size, at)
+            reader = read([wire + b".\r\nQUIT\r\n"])
+            assert (reader.body, reader.rest) == (body, b"QUIT\r\n"), (size, at)
+
+
+@given(st.text("\r\n.\0ab", max_size=200).map(str.encode))
+def test_strays_are_what_their_definition_says(text: bytes) -> None:
+    assert stray(text) == plainly(text)
