@@ -18,7 +18,7 @@ import msgspec
 
 from relayd import clock
 from relayd.message.envelope import Envelope
-from relayd.message.outcome import Outcome
+from relayd.message.outcome import Outcome, Scope
 from relayd.message.site import Site
 from relayd.smtp.reply import Reply
 
@@ -104,6 +104,48 @@ def _emit(level: int, event: str, **facts: object) -> None:
     _output.add(head.encode() + text[1:] + b"\n", at_once=level >= logging.WARNING)
 
 
+class _Line(msgspec.Struct, gc=False):
+    """What every line begins with. The two events of each message are structs: encoded in half the time of a dict."""
+
+    time: str
+    level: str
+    event: str
+
+
+class _Accepted(_Line, gc=False):
+    id: str
+    sender: str
+    recipients: int
+    size: int
+    account: str
+    client: str
+    protocol: str
+    priority: int
+    seconds: float
+
+
+class _Attempted(_Line, gc=False):
+    id: str
+    sender: str
+    recipient: str
+    account: str
+    host: str
+    reply: str
+    scope: Scope
+    uncertain: bool
+    attempts: int
+    delay: float
+    category: str | msgspec.UnsetType
+
+
+def _emit_made(made: _Line) -> None:
+    try:
+        text = _encode(made)
+    except UnicodeEncodeError:
+        text = _encode({key: _plain(value) for key, value in msgspec.structs.asdict(made).items()})
+    _output.add(text + b"\n", at_once=False)
+
+
 def _plain(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
@@ -165,19 +207,23 @@ def reopen() -> None:
 
 def accepted(envelope: Envelope, *, protocol: str, seconds: float) -> None:
     """A message was stored and answered 250."""
-    _emit(
-        logging.INFO,
-        "accepted",
-        id=envelope.id,
-        sender=envelope.sender,
-        recipients=len(envelope.recipients),
-        size=envelope.size,
-        account=envelope.account,
-        client=envelope.client,
-        protocol=protocol,
-        priority=envelope.priority,
-        seconds=round(seconds, 4),
-    )
+    if _output.level <= logging.INFO:
+        _emit_made(
+            _Accepted(
+                time=_now(),
+                level="info",
+                event="accepted",
+                id=envelope.id,
+                sender=envelope.sender,
+                recipients=len(envelope.recipients),
+                size=envelope.size,
+                account=envelope.account,
+                client=envelope.client,
+                protocol=protocol,
+                priority=envelope.priority,
+                seconds=int(seconds * 1e4) / 1e4,
+            )
+        )
 
 
 def rejected(client: str, account: str, verb: str, reply: Reply) -> None:
@@ -199,22 +245,31 @@ def attempted(
 
     category: why it was not delivered, as in relayd_refusals_total; a delivered line has none.
     """
-    why = {"category": category} if category else {}
-    _emit(
-        logging.INFO,
-        state,
-        id=envelope.id,
-        sender=envelope.sender,
-        recipient=recipient,
-        account=envelope.account,
-        host=outcome.host,
-        reply=str(outcome.reply),
-        scope=outcome.scope,
-        uncertain=outcome.uncertain,
-        attempts=attempts,
-        delay=round(delay, 3),
-        **why,
-    )
+    if _output.level <= logging.INFO:
+        _emit_made(
+            _Attempted(
+                time=_now(),
+                level="info",
+                event=state,
+                id=envelope.id,
+                sender=envelope.sender,
+                recipient=recipient,
+                account=envelope.account,
+                host=outcome.host,
+                reply=_text(outcome.reply),
+                scope=outcome.scope,
+                uncertain=outcome.uncertain,
+                attempts=attempts,
+                delay=int(delay * 1e3) / 1e3,
+                category=category or msgspec.UNSET,
+            )
+        )
+
+
+@functools.lru_cache(maxsize=128)
+def _text(reply: Reply) -> str:
+    """Most are the same few."""
+    return str(reply)
 
 
 def site_changed(

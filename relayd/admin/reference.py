@@ -76,13 +76,20 @@ def _event_rows() -> Iterator[str]:
 
 
 def _event_row(function: ast.FunctionDef, call: ast.Call) -> str:
-    """A row for a call of `_emit(LEVEL, EVENT, …)`; the event's name may be a variable that the docstring explains."""
-    if ast.unparse(call.func) != "_emit":
+    """A row for `_emit(LEVEL, EVENT, …)`, or for the line of a hot event, which has both among its fields.
+
+    The event's name may be a variable that the docstring explains.
+    """
+    facts = {keyword.arg: keyword.value for keyword in call.keywords}
+    if ast.unparse(call.func) == "_emit":
+        cause, event = call.args
+        level = cause.attr.lower() if isinstance(cause, ast.Attribute) else "by cause"
+    elif facts.pop("time", None) is not None:
+        level, event = ast.literal_eval(facts.pop("level")), facts.pop("event")
+    else:
         return ""
-    cause, event = call.args
-    level = cause.attr.lower() if isinstance(cause, ast.Attribute) else "by cause"
     name = ", ".join(sorted(_names(event)))
-    fields = ", ".join(f"`{keyword.arg}`" if keyword.arg else "…" for keyword in call.keywords)
+    fields = ", ".join(f"`{fact}`" if fact else "…" for fact in facts)
     text = " ".join((ast.get_docstring(function) or "").split())
     return f"| {name} | {level} | {fields} | {text} |\n"
 

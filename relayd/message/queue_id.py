@@ -3,6 +3,7 @@
 Unpredictable, so an id seen in a bounce or a log leads to no other. Checked before it meets a path or a socket.
 """
 
+import functools
 import re
 
 MAX_SHARDS = 1024
@@ -23,4 +24,10 @@ def is_valid(text: str) -> bool:
 
 def shard_of(queue_id: str) -> int:
     """The shard that owns the message; ValueError for what is no id."""
-    return int(queue_id[:3], 16)
+    return _number(queue_id[:3])
+
+
+@functools.lru_cache(maxsize=MAX_SHARDS)
+def _number(digits: str) -> int:
+    """Asked several times for each message, of a few shards."""
+    return int(digits, 16)

@@ -6,6 +6,7 @@ repaired: the bytes accepted are the bytes sent. Encoded words are plain atoms h
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import NewType
@@ -90,6 +91,7 @@ def _a_labels(domain: str) -> str:
     return idna.encode(domain, uts46=True).decode("ascii").lower()
 
 
+@functools.lru_cache(maxsize=1024)  # much mail comes from few senders
 def _path(argument: bytes, *, utf8: bool) -> tuple[Address, bytes]:
     try:
         text = argument.decode("utf-8" if utf8 else "ascii")

@@ -167,7 +167,7 @@ def stuffed(body: bytes) -> bytes:
 
 def stray(body: bytes) -> str:
     """What stands in the body that RFC 5321 §2.3.8 forbids: "NUL", "bare CR", "bare LF", or "" for none."""
-    if b"\0" in body:
+    if 0 in body:  # not b"\0", which bytes takes for a number first
         return "NUL"
     ends = stringzilla.count(body, b"\r\n")
     if stringzilla.count(body, b"\r") != ends:
