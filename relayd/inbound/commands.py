@@ -6,7 +6,7 @@ later: `answer` says it then. Knows what no line may be, and no verb: those are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 
 from relayd import log, metrics
 from relayd.inbound.connection import Connection
@@ -27,8 +27,6 @@ _MAIL = frozenset({"MAIL", "RCPT", "DATA"})
 _MAIL_GOES_ON = frozenset({"RCPT", "DATA"})
 
 _NUL, _CR = b"\0\r"  # as numbers: looking for those costs a tenth of looking for octets
-
-Verb = Callable[[bytes], Reply | None]
 
 
 class Commands(Connection):
@@ -74,10 +72,10 @@ class Commands(Connection):
         """One command, from its line to its reply."""
         verb, _, argument = line.rstrip(b"\r\n").partition(b" ")
         name = verb.upper().decode("latin-1")
-        method: Verb | None = self._smtp_methods.get(name)
+        method = self.verbs.get(name)
         self._verb = name if method else "?"
         try:
-            answer = self._fault(name, line) or (method(argument.strip(b" ")) if method else reply.NOT_RECOGNIZED)
+            answer = self._fault(name, line) or (method(self, argument.strip(b" ")) if method else reply.NOT_RECOGNIZED)
         except Exception:  # noqa: BLE001  # whatever it is
             answer = self.unexpected()
         self.answer(answer)

@@ -26,7 +26,7 @@ class Connection(Wire):
     """
 
     def __init__(self, terms: Terms, client: str) -> None:
-        super().__init__(terms.hostname)
+        super().__init__()
         self.terms = terms
         self.client = client
         self.deadline = math.inf

@@ -142,7 +142,7 @@ class Dialog(Commands):
 
     def smtp_HELP(self, _argument: bytes) -> Reply:
         """RFC 5321 §4.1.1.8."""
-        return Reply(214, "2.0.0", "Commands: " + " ".join(sorted(self._smtp_methods)))
+        return Reply(214, "2.0.0", "Commands: " + " ".join(sorted(self.verbs)))
 
     smtp_BDAT = smtp_EXPN  # noqa: N815  # RFC 3030, not offered
 

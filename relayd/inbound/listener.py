@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import socket
+import termios
 from typing import NamedTuple
 
 from relayd import log, metrics
@@ -25,6 +27,9 @@ from relayd.spool.queue import Queue
 from relayd.tls import Context
 
 _STANDARD_TIMING = Timing()
+
+_NONE = bytes(4)
+"""A C int of 0: so many octets wait to be read."""
 
 
 class ListenerError(OSError):
@@ -198,11 +203,8 @@ def _socket(family: int, address: tuple[object, ...]) -> socket.socket:
 
 
 def _talks_already(sock: socket.socket) -> bool:
-    """Whether the client sent something before the greeting (RFC 5321 §4.3.1)."""
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing there, or gone already: the session will see
-        return False
+    """Whether the client sent something before the greeting (RFC 5321 §4.3.1). A read would raise for most."""
+    return fcntl.ioctl(sock, termios.FIONREAD, _NONE) != _NONE
 
 
 def _turn_away(sock: socket.socket, refusal: Reply | None) -> None:

@@ -6,6 +6,7 @@ Decides from values, keeps nothing, does no I/O. The limits on connections are `
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from relayd.config.schema import Settings
@@ -13,17 +14,21 @@ from relayd.smtp import reply
 from relayd.smtp.address import Address, domain_of, route_key
 from relayd.smtp.reply import Reply
 
+KNOWN_CLIENTS = 4096
+"""Addresses of which it is remembered whether they are trusted: to parse one costs as much as to accept it."""
+
 
 class Policy:
-    """The rules of one configuration. O(trusted networks) for `trusted_network`, O(1) for the rest."""
+    """The rules of one configuration. O(trusted networks) for a client's first connection, O(1) for the rest."""
 
     def __init__(self, settings: Settings) -> None:
         self._networks = settings.relay.trusted_networks
+        self.trusted_network = functools.lru_cache(KNOWN_CLIENTS)(self._trusted_network)
+        """The trusted network an address is in, "" when in none."""
         self._hostname = settings.hostname.lower()
         self._postmaster = Address(settings.local.postmaster) if settings.local.postmaster else None
 
-    def trusted_network(self, client: str) -> str:
-        """The trusted network an address is in, "" when in none."""
+    def _trusted_network(self, client: str) -> str:
         address = ipaddress.ip_address(client)
         return next((str(network) for network in self._networks if address in network), "")
 

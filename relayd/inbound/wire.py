@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Iterable
-from typing import ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import aiosmtpd.smtp
 
@@ -20,6 +20,9 @@ from relayd.smtp.reply import Reply
 
 MAX_LINE = 12288
 """Octets of any line: what RFC 4954 §4 wants for authentication exchanges. Longer ones are read over and refused."""
+
+Verb = Callable[[Any, bytes], Reply | None]
+"""A method of a session, not bound: a command's argument in; its reply, or None where that comes later."""
 
 HIGH_WATER = 65536
 """Octets of unread input above which the client has to wait."""
@@ -31,16 +34,6 @@ def _encoded(answer: Reply) -> bytes:
     return answer.encode()
 
 
-class _NoHooks:
-    """aiosmtpd's handler: we have none, and its search for hooks shall find that out quickly."""
-
-    def __dir__(self) -> Iterable[str]:
-        return ()
-
-
-_NO_HOOKS = _NoHooks()
-
-
 class Wire(aiosmtpd.smtp.SMTP):
     """asyncio's side of a connection.
 
@@ -48,16 +41,19 @@ class Wire(aiosmtpd.smtp.SMTP):
     connection `lost`.
     """
 
-    _verbs: ClassVar[list[str]]
+    verbs: ClassVar[dict[str, Verb]]
+    """The methods `smtp_VERB`, by their verb."""
     session: aiosmtpd.smtp.Session
     transport: asyncio.Transport
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls._verbs = [name for name in dir(cls) if name.startswith("smtp_")]
+        cls.verbs = {name.removeprefix("smtp_"): getattr(cls, name) for name in dir(cls) if name.startswith("smtp_")}
 
-    def __init__(self, hostname: str) -> None:
-        super().__init__(_NO_HOOKS, hostname=hostname, loop=asyncio.get_running_loop())
+    def __init__(self) -> None:
+        # Not aiosmtpd's constructor: it looks for verbs, hooks and mechanisms on each connection, at a tenth of what a
+        # message costs that comes alone. All that is left of the class needs the loop (tests/contract).
+        self.loop = asyncio.get_running_loop()
         self.ending = False
         self.lost = False
         self.eof = False
@@ -65,21 +61,19 @@ class Wire(aiosmtpd.smtp.SMTP):
         self.incoming: Incoming | None = None
         """The message that arrives now: then octets are its, not commands."""
         self.writing_paused = False
+        self._connected = False
         self._input = bytearray()
         self._searched = 0
         self._output: list[bytes] = []
         self._reading_paused = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def __dir__(self) -> Iterable[str]:
-        """The verbs alone: aiosmtpd's constructor looks at every name here, 150 µs a connection otherwise."""
-        return self._verbs
-
     # --- asyncio's callbacks ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands, in clear or (again) under TLS; the session is a new one (RFC 3207 §4.2)."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by its class
+        self._connected = True
         self.session = self._create_session()
         self.tls = transport.get_extra_info("ssl_object")
 
@@ -185,7 +179,7 @@ class Wire(aiosmtpd.smtp.SMTP):
 
     def cut(self) -> None:
         """End without words."""
-        if self.transport is not None:  # in the handshake of implicit TLS there is none yet
+        if self._connected:  # in the handshake of implicit TLS there is no transport yet
             self.transport.abort()
         self.ending = self.lost = True
         self.wake()
