@@ -6,7 +6,9 @@ out, so a file made here says what was decided and shows what could be.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -107,17 +109,32 @@ def _table(title: str, section: Section, *, annotated: bool) -> str:
 def _options(section: Section, *, annotated: bool) -> Iterator[str]:
     shown, usual = section.model_dump(mode="json", exclude_defaults=True), section.model_dump(mode="json")
     own = type(section).__annotations__
+    text = texts(type(section)) if annotated else {}
     # Those of the section itself before those it shares with others.
     for name, field in sorted(type(section).model_fields.items(), key=lambda option: option[0] not in own):
         if section_of(field):
             continue
         if annotated:
-            yield from textwrap.wrap(field.description or "", _WIDTH, initial_indent="# ", subsequent_indent="# ")
+            yield from textwrap.wrap(text.get(name, ""), _WIDTH, initial_indent="# ", subsequent_indent="# ")
         if name in shown:
             yield f"{name} = {_toml(shown[name])}"
         elif annotated:
             yield f"# {name} = {_toml(_sample(field, usual[name]))}"
     yield ""
+
+
+def texts(section: type[Section]) -> dict[str, str]:
+    """The text below each option of a section, and of those it has from others."""
+    found: dict[str, str] = {}
+    for part in reversed(section.__mro__):
+        if part is not Section and issubclass(part, Section):
+            (body,) = ast.parse(inspect.getsource(part)).body
+            assert isinstance(body, ast.ClassDef)
+            for option, text in itertools.pairwise(body.body):
+                match option, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                        found[name] = inspect.cleandoc(said)
+    return found
 
 
 def _sample(field: FieldInfo, value: object) -> object:
