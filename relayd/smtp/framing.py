@@ -35,6 +35,8 @@ class DataReader:
         # The end-of-data dot may stand on the first line: the CRLF of the DATA command counts (RFC 5321 §4.1.1.4).
         self._buffer = bytearray(b"\r\n")
         self._taken = False
+        self._dotted = False
+        """Whether a line that is not the end begins with a dot."""
         self.received = 0
         self.too_large = False
         self.large = False
@@ -47,13 +49,25 @@ class DataReader:
         searched = max(0, len(self._buffer) - len(END) + 1)
         self._buffer += data
         self.received += len(data)
-        end = stringzilla.find(self._buffer, END, searched)
+        end = self._find_end(searched)
         if end >= 0:
             self._end(end)
             return True
         if self.too_large or len(self._buffer) > self._bound:
             self._beyond()
         return False
+
+    def _find_end(self, start: int) -> int:
+        """Nearly always the first line that begins with a dot is the end; only behind another one is it looked for."""
+        if not self._dotted:
+            found: int = stringzilla.find(self._buffer, _DOT, start)
+            if found < 0 or self._buffer.startswith(END, found):
+                return found
+            if len(self._buffer) < found + len(END):
+                return -1  # it may become the end
+            self._dotted, start = True, found
+        end: int = stringzilla.find(self._buffer, END, start)
+        return end
 
     def take(self) -> bytes:
         """What has come of a large message and cannot belong to its end, still stuffed."""
@@ -73,7 +87,11 @@ class DataReader:
         if self.large:
             del self._buffer[end + 2 :]
             return
-        self.body = b"" if self.too_large else unstuffed(bytes(memoryview(self._buffer)[: end + 2]))
+        if self.too_large:
+            self.body = b""
+        else:
+            text = bytes(memoryview(self._buffer)[2 : end + 2])
+            self.body = unstuffed(text) if self._dotted else text
         if len(self.body) > self._limit:
             self.too_large = True
             self.body = b""
@@ -154,8 +172,8 @@ class Strays:
 
 
 def unstuffed(data: bytes) -> bytes:
-    """The body behind CRLF + stuffed lines: the leading CRLF and the dots that stuffing added are gone."""
-    return data[2:] if stringzilla.find(data, _DOT) < 0 else data.replace(_DOT, b"\r\n")[2:]
+    """The body of stuffed lines: the dots that stuffing added are gone."""
+    return data.removeprefix(b".").replace(_DOT, b"\r\n")
 
 
 def stuffed(body: bytes) -> bytes:
