@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from random import Random
 
 from relayd import clock, log, metrics
@@ -28,6 +28,7 @@ from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, Report
+from relayd.scheduler.lease_messages import Reply, Request
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
@@ -72,7 +73,12 @@ class Dispatcher:
         scheduler: Scheduler,
         resolver: Resolver,
         random: Random,
+        ask_broker: Callable[[Sequence[Request]], None] | None = None,
     ) -> None:
+        """ask_broker: sends to the machine's broker, where the scheduler's sites are leased; in order, and at once.
+
+        What the broker says comes to `granted`.
+        """
         self._queue = queue
         self._scheduler = scheduler
         self._router = router
@@ -90,6 +96,10 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
+        self._ask_broker = ask_broker
+        if scheduler.leased is not None:
+            connector.places.most = scheduler.leased.held
+            connector.places.changed = self._counted
 
     def when_woken(self, tell: Callable[[Collection[str]], None]) -> None:
         """Tell of the domains whose mail waited for a site that is back."""
@@ -133,6 +143,17 @@ class Dispatcher:
         self._connector.renew(contexts)
         self._pool.renew()
 
+    def granted(self, replies: Sequence[Reply]) -> None:
+        """What the machine's broker says of sites."""
+        leased = self._scheduler.leased
+        if leased is None:
+            return
+        now = clock.monotonic()
+        for said in replies:
+            leased.receive(said, now)
+            self._connector.places.widen(said.site)
+        self._pump()
+
     def start(self) -> None:
         """Begin to deliver."""
         self._running = True
@@ -160,10 +181,12 @@ class Dispatcher:
     def _pump(self) -> None:
         """Start whatever may start now. Called after anything that could let more start."""
         if not self._running:
+            self._settle_leases()
             return
         now = clock.monotonic()
         if not self._queue.healthy:
             self._wake_at(now + UNHEALTHY_PAUSE)
+            self._settle_leases()
             return
         self._scheduler.advance(now)
         self._route(now)
@@ -248,6 +271,24 @@ class Dispatcher:
         self._resting.append(given)
         return await given
 
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def _counted(self, site: Site, connections: int) -> None:
+        """So many connections to a site there are now."""
+        if self._scheduler.leased is not None:
+            self._scheduler.leased.opened(site, connections)
+            self._settle_leases()
+
+    def _settle_leases(self) -> None:
+        """Close what others need, tell the broker what has changed."""
+        leased = self._scheduler.leased
+        if leased is None or self._ask_broker is None:
+            return
+        for site, keep in [*leased.surplus()]:
+            self._pool.shed(site, keep)
+        if requests := leased.requests(clock.monotonic(), starts=self._running):
+            self._ask_broker(requests)
+
     # --- tasks and the timer ----------------------------------------------------------------------------------------
 
     def _own(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
@@ -267,6 +308,8 @@ class Dispatcher:
         task.add_done_callback(ended)
 
     def _wake_for_next(self) -> None:
+        """After everything that may start has."""
+        self._settle_leases()
         due = self._scheduler.next
         if due is not None:
             self._wake_at(due)
