@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from relayd import clock
 from relayd.scheduler.broker import Broker, Replies
-from relayd.scheduler.lease_messages import Reply, Request
+from relayd.scheduler.lease_messages import AT_ONCE, Reply, Request
 
 Tell = Callable[[Sequence[Reply]], None]
 """Sends to a worker, or drops what it is given where the worker has ended; returns at once."""
@@ -65,9 +65,10 @@ class Brokerage:
 
     def _deliver(self, worker: int) -> None:
         """Later than the call that caused it: a worker that is told something may have something to say at once."""
-        replies, tell = self._outgoing.pop(worker, None), self._workers.get(worker)
-        if replies and tell:
-            tell(replies)
+        replies = self._outgoing.pop(worker, [])
+        for start in range(0, len(replies), AT_ONCE):
+            if worker in self._workers:
+                self._workers[worker](replies[start : start + AT_ONCE])
 
     def _wake_for_next(self) -> None:
         if self._timer is not None:

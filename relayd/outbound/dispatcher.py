@@ -28,7 +28,7 @@ from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, Report
-from relayd.scheduler.lease_messages import Reply, Request
+from relayd.scheduler.lease_messages import AT_ONCE, Reply, Request
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
@@ -286,8 +286,9 @@ class Dispatcher:
             return
         for site, keep in [*leased.surplus()]:
             self._pool.shed(site, keep)
-        if requests := leased.requests(clock.monotonic(), starts=self._running):
-            self._ask_broker(requests)
+        requests = leased.requests(clock.monotonic(), starts=self._running)
+        for start in range(0, len(requests), AT_ONCE):
+            self._ask_broker(requests[start : start + AT_ONCE])
 
     # --- tasks and the timer ----------------------------------------------------------------------------------------
 

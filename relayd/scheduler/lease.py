@@ -69,7 +69,8 @@ class Lease(msgspec.Struct, eq=False, gc=False):
 
     def served(self, busy: int, _now: float) -> None:
         """An attempt went well while `busy` slots were in use, its own too."""
-        if busy >= self.size and self.held < self.site.terms.connections:
+        # Of a window of which there is no more to be had: one that is not wanted says nothing.
+        if busy >= self.size and self.held < self._wanted:
             self._served += 1
 
     def failed(self) -> None:

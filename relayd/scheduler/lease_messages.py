@@ -76,6 +76,9 @@ class Share(msgspec.Struct, frozen=True, tag=True, gc=False):
     until: float
 
 
+AT_ONCE = 100
+"""Messages that are handed over together at most, as what carries them bounds the size of a frame."""
+
 Request = Want | Crowded | Broken | Back | Pace
 """What workers send."""
 

@@ -83,6 +83,8 @@ class Limits:
         elif signal is UNREACHABLE or (signal is CROWDED and self.window.is_alone(busy)):
             self._fail(report, now)
         elif signal is CROWDED:
+            if self.outage is not None:
+                self._recover()  # it serves other workers of ours
             self.window.refused(busy, now)
         elif signal is BROKEN:
             self.window.failed()
