@@ -21,6 +21,7 @@ from relayd.outbound.conclusion import Conclusion
 from relayd.outbound.connector import Connector
 from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
+from relayd.outbound.leasing import AskBroker, Leasing
 from relayd.outbound.pool import Pool
 from relayd.outbound.resolving import Resolving
 from relayd.outbound.routing import Router
@@ -28,7 +29,7 @@ from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, Report
-from relayd.scheduler.lease_messages import AT_ONCE, Reply, Request
+from relayd.scheduler.lease_messages import Reply
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
@@ -73,12 +74,9 @@ class Dispatcher:
         scheduler: Scheduler,
         resolver: Resolver,
         random: Random,
-        ask_broker: Callable[[Sequence[Request]], None] | None = None,
+        ask_broker: AskBroker | None = None,
     ) -> None:
-        """ask_broker: sends to the machine's broker, where the scheduler's sites are leased; in order, and at once.
-
-        What the broker says comes to `granted`.
-        """
+        """ask_broker: where the scheduler's sites are leased. What the broker says comes to `granted`."""
         self._queue = queue
         self._scheduler = scheduler
         self._router = router
@@ -96,10 +94,9 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
-        self._ask_broker = ask_broker
-        if scheduler.leased is not None:
-            connector.places.most = scheduler.leased.held
-            connector.places.changed = self._counted
+        self._leasing: Leasing | None = None
+        if scheduler.leased is not None and ask_broker is not None:
+            self._leasing = Leasing(scheduler.leased, self._pool, connector.places, ask_broker)
 
     def when_woken(self, tell: Callable[[Collection[str]], None]) -> None:
         """Tell of the domains whose mail waited for a site that is back."""
@@ -145,14 +142,9 @@ class Dispatcher:
 
     def granted(self, replies: Sequence[Reply]) -> None:
         """What the machine's broker says of sites."""
-        leased = self._scheduler.leased
-        if leased is None:
-            return
-        now = clock.monotonic()
-        for said in replies:
-            leased.receive(said, now)
-            self._connector.places.widen(said.site)
-        self._pump()
+        if self._leasing is not None:
+            self._leasing.receive(replies)
+            self._pump()
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -165,6 +157,8 @@ class Dispatcher:
         What is cut off is deferred; a dot that was not answered by then is a lost answer (I3).
         """
         self._running = False
+        if self._leasing is not None:
+            self._leasing.starts = False
         self._stop_timer()
         self._pool.close()
         while self._resting:
@@ -181,12 +175,11 @@ class Dispatcher:
     def _pump(self) -> None:
         """Start whatever may start now. Called after anything that could let more start."""
         if not self._running:
-            self._settle_leases()
+            self._wake_for_next()
             return
         now = clock.monotonic()
         if not self._queue.healthy:
             self._wake_at(now + UNHEALTHY_PAUSE)
-            self._settle_leases()
             return
         self._scheduler.advance(now)
         self._route(now)
@@ -271,25 +264,6 @@ class Dispatcher:
         self._resting.append(given)
         return await given
 
-    # --- leases -----------------------------------------------------------------------------------------------------
-
-    def _counted(self, site: Site, connections: int) -> None:
-        """So many connections to a site there are now."""
-        if self._scheduler.leased is not None:
-            self._scheduler.leased.opened(site, connections)
-            self._settle_leases()
-
-    def _settle_leases(self) -> None:
-        """Close what others need, tell the broker what has changed."""
-        leased = self._scheduler.leased
-        if leased is None or self._ask_broker is None:
-            return
-        for site, keep in [*leased.surplus()]:
-            self._pool.shed(site, keep)
-        requests = leased.requests(clock.monotonic(), starts=self._running)
-        for start in range(0, len(requests), AT_ONCE):
-            self._ask_broker(requests[start : start + AT_ONCE])
-
     # --- tasks and the timer ----------------------------------------------------------------------------------------
 
     def _own(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
@@ -310,7 +284,8 @@ class Dispatcher:
 
     def _wake_for_next(self) -> None:
         """After everything that may start has."""
-        self._settle_leases()
+        if self._leasing is not None:
+            self._leasing.settle()
         due = self._scheduler.next
         if due is not None:
             self._wake_at(due)

@@ -93,6 +93,16 @@ class Lease(msgspec.Struct, eq=False, gc=False):
         """Whether the broker knows of nothing here, and is to be told of nothing."""
         return not (self.held or self._wanted or self.asked or self._broken or self._back)
 
+    def is_settled(self, *, waits: bool) -> bool:
+        """Whether `settle` would have nothing to tell, which can be seen at a glance. waits: some mail does."""
+        if self.open != self.held or self.size != self.held or self._served >= self._patience:
+            return False
+        if self._broken or self._back or self.site.terms.messages_per_second:
+            return False
+        if waits:  # and the broker knows, or there is no more to be had
+            return self._wanted > self.held or self.held >= self.site.terms.connections
+        return self.held > 0 or not self._wanted
+
     def granted(self, more: int, *, shared: bool) -> None:
         """So many more, and what was recalled stays."""
         self.held += more

@@ -41,6 +41,11 @@ class LeasedSites(Sites):
 
     # --- the dispatcher's side --------------------------------------------------------------------------------------
 
+    @property
+    def stirred(self) -> bool:
+        """Whether `surplus` and `requests` may have something to say."""
+        return bool(self._stirred or self._replies)
+
     def held(self, site: Site) -> int:
         """Connections to the site that there may be."""
         lease = self._leases.get(site)
@@ -161,6 +166,8 @@ class LeasedSites(Sites):
 
     def _stir(self, queue: SiteQueue, now: float) -> None:
         lease = _lease(queue)
+        if lease.is_settled(waits=bool(queue.entries)):
+            return  # by far most of the time
         self._stirred[lease] = None
         due = queue.due
         if now < due < lease.look and queue.opens == NEVER:
