@@ -145,6 +145,7 @@ class Dispatcher:
         if self._leasing is not None:
             self._leasing.receive(replies)
             self._pump()
+            self._leasing.settle()  # whether or not something may start
 
     def start(self) -> None:
         """Begin to deliver."""

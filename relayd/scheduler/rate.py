@@ -111,6 +111,8 @@ class Rate(msgspec.Struct, eq=False, gc=False):
         assert self._most is not None
         if now >= self.until:
             self.lapse()
+        if now >= until:
+            return  # it has ended on its way
         if self.lapsed or per_second != self._most:
             left = self._left if self.lapsed else max(0.0, self.next - now) * self._most
             self.limit = per_second if self.limit is None or not self.learned else min(self.limit, per_second)

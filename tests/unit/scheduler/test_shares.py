@@ -77,6 +77,16 @@ def test_who_waited_for_half_of_an_interval_waits_for_the_other_half_at_its_new_
     assert rate.next == pytest.approx(50.2), "no time counts in which it had none"
 
 
+def test_a_share_that_ended_on_its_way_is_none():
+    rate = Rate(10.0, 0.0, lapsed=True)
+    rate.share(1.0, 0.5, 0.0)
+    rate.start(0.0)
+    rate.share(1.0, 9.0, 10.0)
+    assert rate.lapsed
+    rate.share(1.0, 30.0, 20.0)
+    assert rate.next == pytest.approx(20.5)
+
+
 def test_a_pause_that_the_site_asked_for_is_not_made_shorter_by_a_larger_share():
     rate = Rate(10.0, 0.0, lapsed=True)
     rate.share(1.0, 100.0, 0.0)
