@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import ssl
-import weakref
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -24,6 +23,7 @@ from relayd.outbound.classify import GREETING, ruling
 from relayd.outbound.connection import Connection, Timeouts, label
 from relayd.outbound.credentials import Credentials, CredentialsError, Secret
 from relayd.outbound.login import choose, login, login_missing
+from relayd.outbound.places import Places
 from relayd.outbound.protocol import PipeliningProtocol
 from relayd.outbound.recent import Recent
 from relayd.smtp import reply
@@ -69,8 +69,9 @@ class Connector:
     """Opens connections, and knows every one that is open until its transport is gone.
 
     credentials: by `Terms.name`. Invariants: on a site whose terms want TLS, and on one with credentials unless its
-    terms say NONE, nothing is said in clear behind EHLO but STARTTLS; no site has more connections than its terms say,
-    those that wait for the answer to QUIT included. Memory is bounded by what is open, and by MAX_REMEMBERED.
+    terms say NONE, nothing is said in clear behind EHLO but STARTTLS; no site has more connections than there are
+    `places` for it, those that wait for the answer to QUIT included. Memory is bounded by what is open, and by
+    MAX_REMEMBERED.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Connector:
         self._credentials = credentials or {}
         self._broken = Recent(BROKEN_SECONDS, MAX_REMEMBERED, now)
         self._alerted = Recent(ALERT_SECONDS, MAX_REMEMBERED, now)
-        self._places: weakref.WeakValueDictionary[Site, asyncio.Semaphore] = weakref.WeakValueDictionary()
-        self._live: dict[PipeliningProtocol, asyncio.Semaphore] = {}
+        self.places = Places()
+        """Of all sites; by their terms, unless somebody else says how many each has."""
+        self._live: dict[PipeliningProtocol, Site] = {}
         self._none_left = asyncio.Event()
 
     async def open(
@@ -221,11 +223,10 @@ class Connector:
     async def _dial(self, call: _Call) -> Connection | Outcome:
         loop = asyncio.get_running_loop()
         source = _source(call.site, call.address)
-        places = self._places.setdefault(call.site, asyncio.Semaphore(call.site.terms.connections))
         try:
             async with asyncio.timeout(self._timeouts.connect):
                 # Whoever dials has a slot of the site: there is a place once those that were closed are gone.
-                await places.acquire()
+                await self.places.take(call.site)
                 protocol = None
                 try:
                     transport, protocol = await loop.create_connection(
@@ -236,11 +237,11 @@ class Connector:
                     )
                 finally:
                     if protocol is None or protocol.failure:
-                        places.release()
+                        self.places.give_back(call.site)
         except OSError as error:
             return self._not_connected(call, source, error)
         if not protocol.failure:
-            self._live[protocol] = places
+            self._live[protocol] = call.site
             metrics.outbound_connections.inc()
         peer = transport.get_extra_info("peername")
         if peer is None or not call.permitted(peer[0]):
@@ -270,7 +271,7 @@ class Connector:
 
     def _gone(self, protocol: SMTPProtocol) -> None:
         if isinstance(protocol, PipeliningProtocol) and protocol in self._live:
-            self._live.pop(protocol).release()
+            self.places.give_back(self._live.pop(protocol))
             metrics.outbound_connections.dec()
         if not self._live:
             self._none_left.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from random import Random
 
 from relayd import clock, log, metrics
@@ -21,6 +21,7 @@ from relayd.outbound.conclusion import Conclusion
 from relayd.outbound.connector import Connector
 from relayd.outbound.contents import Contents
 from relayd.outbound.delivery import Delivery
+from relayd.outbound.leasing import AskBroker, Leasing
 from relayd.outbound.pool import Pool
 from relayd.outbound.resolving import Resolving
 from relayd.outbound.routing import Router
@@ -28,6 +29,7 @@ from relayd.outbound.settling import Settling, Timing
 from relayd.resolver.client import Resolver
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, Report
+from relayd.scheduler.lease_messages import Reply
 from relayd.scheduler.scheduler import Scheduler
 from relayd.smtp import reply
 from relayd.smtp.address import route_key
@@ -72,7 +74,9 @@ class Dispatcher:
         scheduler: Scheduler,
         resolver: Resolver,
         random: Random,
+        ask_broker: AskBroker | None = None,
     ) -> None:
+        """ask_broker: where the scheduler's sites are leased. What the broker says comes to `granted`."""
         self._queue = queue
         self._scheduler = scheduler
         self._router = router
@@ -90,6 +94,9 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._running = False
+        self._leasing: Leasing | None = None
+        if scheduler.leased is not None and ask_broker is not None:
+            self._leasing = Leasing(scheduler.leased, self._pool, connector.places, ask_broker)
 
     def when_woken(self, tell: Callable[[Collection[str]], None]) -> None:
         """Tell of the domains whose mail waited for a site that is back."""
@@ -133,6 +140,13 @@ class Dispatcher:
         self._connector.renew(contexts)
         self._pool.renew()
 
+    def granted(self, replies: Sequence[Reply]) -> None:
+        """What the machine's broker says of sites."""
+        if self._leasing is not None:
+            self._leasing.receive(replies)
+            self._pump()
+            self._leasing.settle()  # whether or not something may start
+
     def start(self) -> None:
         """Begin to deliver."""
         self._running = True
@@ -144,6 +158,8 @@ class Dispatcher:
         What is cut off is deferred; a dot that was not answered by then is a lost answer (I3).
         """
         self._running = False
+        if self._leasing is not None:
+            self._leasing.starts = False
         self._stop_timer()
         self._pool.close()
         while self._resting:
@@ -160,6 +176,7 @@ class Dispatcher:
     def _pump(self) -> None:
         """Start whatever may start now. Called after anything that could let more start."""
         if not self._running:
+            self._wake_for_next()
             return
         now = clock.monotonic()
         if not self._queue.healthy:
@@ -267,6 +284,9 @@ class Dispatcher:
         task.add_done_callback(ended)
 
     def _wake_for_next(self) -> None:
+        """After everything that may start has."""
+        if self._leasing is not None:
+            self._leasing.settle()
         due = self._scheduler.next
         if due is not None:
             self._wake_at(due)

@@ -66,6 +66,13 @@ class Pool:
         if self._timer is None:
             self._timer = loop.call_later(self._max_idle, self._reap)
 
+    def shed(self, site: Site, keep: int) -> None:
+        """Close the site's connections that have been idle for longest, all but so many. O(those of the site)."""
+        idle = [*self._sites.get(site, ())]
+        for connection in idle[: max(0, len(idle) - keep)]:
+            self._forget(connection, site)
+            connection.close()
+
     def renew(self) -> None:
         """Close every connection opened before now, idle ones at once, others when put back: after a reload."""
         self._renewed = asyncio.get_running_loop().time()

@@ -18,6 +18,7 @@ from relayd.scheduler.feedback import (
     Report,
     Trouble,
 )
+from relayd.scheduler.lease import Lease
 from relayd.scheduler.rate import Rate
 from relayd.scheduler.window import Window
 
@@ -46,17 +47,26 @@ class Outage:
 
 
 class Limits:
-    """Window, pace and health; the site is dead exactly while `outage` is set. All is O(1)."""
+    """Window, pace and health; the site is dead exactly while `outage` is set. All is O(1).
+
+    With a lease the window is the broker's, and so is a configured pace: nothing starts before there is a share of it.
+    """
 
     __slots__ = ("_failures", "_ways", "outage", "rate", "window")
 
-    def __init__(self, terms: Terms, now: float) -> None:
-        self.window = Window(terms.connections)
+    def __init__(self, terms: Terms, now: float, lease: Lease | None = None) -> None:
+        self.window = Window(terms.connections) if lease is None else lease
         self.rate = Rate(terms.messages_per_second, now)
+        self.rate.lapsed = lease is not None and bool(terms.messages_per_second)
         self.outage: Outage | None = None
         self._failures = 0.0
         self._ways: dict[Way, None] = {}
         """Those whose mail waits for the site to be reached."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was learned."""
+        return not self._failures and self.outage is None and self.rate.limit is None and self.window.is_blank
 
     def learn(self, report: Report, busy: int, now: float) -> tuple[Change, ...]:
         """One of `busy` attempts under way ended so; what changed by that."""
@@ -70,9 +80,11 @@ class Limits:
         elif signal is SLOWED:
             self._recover()
             self.rate.refused(now)
-        elif signal is UNREACHABLE or (signal is CROWDED and busy == 1):
+        elif signal is UNREACHABLE or (signal is CROWDED and self.window.is_alone(busy)):
             self._fail(report, now)
         elif signal is CROWDED:
+            if self.outage is not None:
+                self._recover()  # it serves other workers of ours
             self.window.refused(busy, now)
         elif signal is BROKEN:
             self.window.failed()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+NEVER = float("inf")
+
 SLACK = 0.01
 """Seconds by which a start may be late and the next one still keep the pace; timers count in milliseconds."""
 
@@ -53,6 +55,12 @@ class Rate(msgspec.Struct, eq=False, gc=False):
     _ends: float = 0.0
     limit: float | None = None
     """Messages a second, None for no limit."""
+    lapsed: bool = False
+    """Whether nothing may start before the next share of a pace that several workers have."""
+    until: float = NEVER
+    """When the share that there is ends."""
+    _left: float = 0.0
+    """Of a message, what was still to be waited for when a share ended."""
     next: float = 0.0
     """When the next message may start."""
     _served: int = 0
@@ -93,6 +101,30 @@ class Rate(msgspec.Struct, eq=False, gc=False):
             self._stop(now)
         elif now >= self._ends or self._refused >= max(3, self._served / 4):
             self._judge(now)
+
+    def share(self, per_second: float, until: float, now: float) -> None:
+        """Of what is configured, so much is for this worker until then.
+
+        What a wait has lasted counts by the share there was: in any T seconds no more start than the shares in these
+        T + SLACK seconds add up to, and one.
+        """
+        assert self._most is not None
+        if now >= self.until:
+            self.lapse()
+        if now >= until:
+            return  # it has ended on its way
+        if self.lapsed or per_second != self._most:
+            left = self._left if self.lapsed else max(0.0, self.next - now) * self._most
+            self.limit = per_second if self.limit is None or not self.learned else min(self.limit, per_second)
+            self._most = per_second
+            self.next = max(now + left / per_second, self._begun)  # or the end of a pause
+        self.lapsed, self.until = False, until
+
+    def lapse(self) -> None:
+        """The share has ended. Called when it has, before the next message starts."""
+        assert self._most is not None
+        self._left = max(0.0, self.next - self.until) * self._most
+        self.lapsed, self.until = True, NEVER
 
     def _judge(self, now: float) -> None:
         """The interval is over."""

@@ -14,6 +14,7 @@ from relayd.scheduler.classes import Interactive
 from relayd.scheduler.deferred import Deferred
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.lanes import Lanes
+from relayd.scheduler.leased_sites import LeasedSites
 from relayd.scheduler.limits import Outage
 from relayd.scheduler.site_queue import SiteQueue
 from relayd.scheduler.sites import Sites
@@ -44,14 +45,17 @@ class Scheduler:
     own, but for a recall of what waits where its way led before: O(sites).
     """
 
-    def __init__(self, interactive: Interactive = Interactive()) -> None:  # noqa: B008  # immutable
+    def __init__(self, interactive: Interactive = Interactive(), *, leased: bool = False) -> None:  # noqa: B008  # immutable
+        """leased: other workers share this machine, and a broker says what each may have of a site."""
         self.unbound = Unbound(interactive)
         self._bindings = Bindings()
         self._deferred = Deferred()
         self._census = Census()
         self._entries: dict[str, list[Entry]] = {}  # message id: what is here of it
         self.lanes = Lanes()
-        self.sites = Sites(interactive)
+        self.leased = LeasedSites(interactive) if leased else None
+        """The sites, where they are leased."""
+        self.sites = Sites(interactive) if self.leased is None else self.leased
 
     @property
     def size(self) -> int:

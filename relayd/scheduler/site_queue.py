@@ -56,12 +56,22 @@ class SiteQueue(msgspec.Struct, eq=False, gc=False):
         if limits is None:
             width, opens = START, 0.0
         elif limits.outage is None:
-            width, opens = limits.window.size, limits.rate.next
+            width, opens = limits.window.size, NEVER if limits.rate.lapsed else limits.rate.next
         else:
-            return NEVER if self.busy else limits.outage.probe
+            return limits.outage.probe if self.busy < min(limits.window.size, 1) else NEVER
         if self.busy >= width or (self._urgent_until and self._keeps(width) and not self.entries.interactive_waits):
             return NEVER
         return opens
+
+    @property
+    def due(self) -> float:
+        """When the next entry may start as far as pace and health decide, whatever slots there are; NEVER as above."""
+        limits = self.limits
+        if not self.entries or limits is None:
+            return 0.0 if self.entries else NEVER
+        if limits.outage is not None:
+            return NEVER if self.busy else limits.outage.probe
+        return NEVER if limits.rate.lapsed else limits.rate.next
 
     @property
     def outage(self) -> Outage | None:
@@ -76,7 +86,9 @@ class SiteQueue(msgspec.Struct, eq=False, gc=False):
     @property
     def is_blank(self) -> bool:
         """Whether nothing is lost by forgetting it."""
-        return not (self.limits or self.entries or self.busy or self._urgent_until)
+        if self.entries or self.busy or self._urgent_until:
+            return False
+        return self.limits is None or self.limits.is_blank
 
     def saw_interactive(self, now: float) -> None:
         """Interactive mail has come: for a while, slots are kept for more of it."""

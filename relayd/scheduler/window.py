@@ -1,6 +1,7 @@
 """How many connections a site gets at once, from how it takes them.
 
-Pure arithmetic of one site; knows neither replies nor entries. `limits` holds one for each site.
+Pure arithmetic of one site; knows neither replies nor entries. `limits` holds one for each site, or where several
+workers share the machine, `broker` does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ class Window(msgspec.Struct, eq=False, gc=False):
     def cohort(self) -> int:
         """Attempts whose failing in a row says that it is the site: as many as may be under way, or were at first."""
         return max(self.size, min(START, self._most))
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is as it was at first."""
+        usual = self.size == min(START, self._most) and self._named == self._most
+        return usual and not (self._credit or self._debit)
+
+    def is_alone(self, busy: int) -> bool:
+        """Whether the only one of `busy` connections says what it says."""
+        return busy == 1
 
     def served(self, busy: int, now: float) -> None:
         """An attempt went well while `busy` slots were in use, its own too."""

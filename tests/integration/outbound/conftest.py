@@ -17,7 +17,7 @@ from tests.integration.outbound.rig import Carrier, Relay
 
 def pytest_asyncio_loop_factories(config, item):
     """uvloop, as served; what depends on the transports runs on asyncio's own loop too, what takes long in no time."""
-    if item.path.name in {"test_outage.py", "test_shaping.py", "test_tarpit.py"}:
+    if item.path.name in {"test_leases.py", "test_outage.py", "test_shaping.py", "test_tarpit.py"}:
         return {"virtual": VirtualLoop}
     loops = {"uvloop": uvloop.new_event_loop}
     if item.path.name in {"test_tls.py", "test_pool.py", "test_transactions.py"}:

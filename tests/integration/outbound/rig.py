@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from relayd.message.envelope import Envelope
 from relayd.message.outcome import Outcome
 from relayd.message.site import Host, Site, Source, Terms, Way
 from relayd.outbound.addresses import Permitted
+from relayd.outbound.brokerage import Brokerage
 from relayd.outbound.connection import Timeouts
 from relayd.outbound.connector import Connector
 from relayd.outbound.credentials import Credentials
@@ -122,8 +124,11 @@ class Relay:
         timeouts: Timeouts = QUICK,
         connections: int = 20,
         store: Store | None = None,
+        brokerage: Brokerage | None = None,
+        worker: int = 0,
         **settings,
     ) -> None:
+        """brokerage, worker: of several relays that share the machine, what they share and the number of this one."""
         self.path = path
         self.store = store or JournalStore(path / "shard-00", 0)
         self.queue = Queue([self.store], Memory(1 << 26))
@@ -141,7 +146,8 @@ class Relay:
             ],
         )
         delivery = configured.delivery
-        self.scheduler = Scheduler(Interactive(delivery.interactive_accounts, delivery.interactive_share))
+        interactive = Interactive(delivery.interactive_accounts, delivery.interactive_share)
+        self.scheduler = Scheduler(interactive, leased=brokerage is not None)
         self.dispatcher = Dispatcher(
             hostname="relay.example",
             settings=delivery,
@@ -151,7 +157,10 @@ class Relay:
             scheduler=self.scheduler,
             resolver=self.resolver,
             random=random.Random(1),
+            ask_broker=functools.partial(brokerage.receive, worker) if brokerage else None,
         )
+        if brokerage:
+            brokerage.join(worker, self.dispatcher.granted)
         self.queue.added = self.dispatcher.add
         self.queue.rescheduled = self.dispatcher.reschedule
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)

@@ -281,6 +281,23 @@ async def test_last_in_first_out(start, carrier):
     assert not one.usable
 
 
+async def test_what_others_need_is_closed_the_longest_idle_first(start, carrier):
+    peer = await start()
+    site = site_of(peer)
+    pool = Pool()
+    pool.shed(site, 0)
+    opened = [await carrier.connector.open(site.groups[0][0], "127.0.0.1", site, lambda _: True) for _ in range(3)]
+    for connection in opened:
+        pool.put(site, connection)
+    pool.shed(site, 3)
+    assert len(pool) == 3
+    pool.shed(site, 1)
+    assert [connection.usable for connection in opened] == [False, False, True]
+    pool.shed(site, 0)
+    assert (len(pool), pool._sites) == (0, {})
+    pool.close()
+
+
 async def test_a_peer_that_never_answers_quit_is_cut(start, carrier):
     peer = await start({"QUIT": SILENCE})
     await carrier.carry(peer)

@@ -138,6 +138,41 @@ def test_the_pace_of_a_server_is_found_and_kept(law, limit, share):
     assert min(goodput[1:]) >= share
 
 
+def play_together(law: Law, minutes: int, workers: int, latency: float = 0.02) -> list[tuple[int, int]]:
+    """As `play`, of workers that have a connection or more each and learn by themselves."""
+    rates = [Rate(0.0, 0.0) for _ in range(workers)]
+    flying = [0] * workers
+    answers: list[tuple[float, int, int, bool]] = []
+    number, now = itertools.count(), 0.0
+    tally = [[0, 0] for _ in range(minutes)]
+    while now < 60 * minutes:
+        for worker, rate in enumerate(rates):
+            while flying[worker] < 20 // workers and rate.next <= now:
+                rate.start(now)
+                flying[worker] += 1
+                heapq.heappush(answers, (now + latency, next(number), worker, law(now + latency / 2)))
+        waiting = (rate.next for worker, rate in enumerate(rates) if flying[worker] < 20 // workers)
+        now = min((*waiting, *(at for at, *_ in answers[:1])))
+        while answers and answers[0][0] <= now:
+            at, _, worker, taken = heapq.heappop(answers)
+            flying[worker] -= 1
+            (rates[worker].served if taken else rates[worker].refused)(at)
+            if now < 60 * minutes:
+                tally[int(now // 60)][not taken] += 1
+    return [(taken, refused) for taken, refused in tally]
+
+
+@pytest.mark.parametrize(("limit", "most_refused"), [(50, 0.025), (400, 0.01)])
+@pytest.mark.parametrize("law", LAWS)
+def test_workers_that_learn_by_themselves_find_the_pace_together(law, limit, most_refused):
+    minutes = play_together(LAWS[law](limit), 6, 4)
+    refused = [refused / (taken + refused) for taken, refused in minutes]
+    goodput = [taken / (60 * limit) for taken, _ in minutes]
+    assert refused[0] <= 0.05
+    assert max(refused[1:]) <= most_refused
+    assert min(goodput[1:]) >= 0.94
+
+
 def test_a_quota_that_is_spent_is_asked_for_less_and_less():
     taken, refused = zip(*play(sliding(1000 / 3600, 3600), 130), strict=True)
     assert sum(taken[:60]) == 1000
