@@ -35,7 +35,7 @@ crash: $(READY)  ## the failure drills, the long ones too
 	$(BIN)/python -m pytest tests/crash -rs
 
 bench: $(READY)  ## relayd and Postfix side by side; as root; BENCH="--rounds 5" passes arguments
-	tests/interop/install.sh
+	benchmarks/install.sh
 	$(BIN)/python benchmarks/end_to_end.py $(BENCH)
 
 docs: $(READY)  ## what is generated from the code
