@@ -75,3 +75,36 @@ def test_what_was_started_is_ended_when_the_benchmark_is(public: Path) -> None:
     while Path(f"/proc/{master}").exists():
         assert time.monotonic() < deadline, "Postfix runs on"
         time.sleep(0.02)
+
+
+def test_latency_is_told_of_every_message(tmp_path: Path) -> None:
+    file = tmp_path / "latency.json"
+    printed = ran("latency.py", "--rate=40", "--seconds=1", "--json", str(file))
+    (found,) = json.loads(file.read_bytes())["found"]
+    assert found["accept_ms"]["p50"] > 0
+    assert 0 < found["delivered_ms"]["p50"] <= found["delivered_ms"]["p99"]
+    assert found["achieved"] <= 45
+    assert printed.count("accepted p") == 2
+    assert printed.count("delivered p99, ms") == 1
+
+
+def test_memory_is_sampled_under_load_and_under_tls(tmp_path: Path) -> None:
+    file = tmp_path / "memory.json"
+    printed = ran("memory.py", "--minutes=0.05", "--interval=1", "--connections=30", "--json", str(file))
+    found = json.loads(file.read_bytes())
+    assert len(found["under_load"]) >= 3
+    assert all(size > 10 for sample in (found["idle"], found["connections"]) for size in sample.values())
+    assert sum(found["connections"].values()) > sum(found["idle"].values())
+    assert printed.count("MB of a process") == 2
+
+
+@pytest.mark.parametrize(("curve", "points"), [("destinations", (1, 30)), ("queue", (0, 200)), ("size", (1, 50))])
+def test_a_curve_is_measured_and_drawn(tmp_path: Path, curve: str, points: tuple[int, int]) -> None:
+    ran(
+        "curves.py", "--curve", curve, "--points", *map(str, points), "--rounds=1", "--messages=20",
+        "--peers", "none", "relayd", "--results", str(tmp_path),
+    )  # fmt: skip
+    medians = json.loads((tmp_path / f"curve_{curve}.json").read_bytes())["medians"]
+    assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd"})
+    assert all([at for at, _ in line] == list(points) for line in medians.values())
+    assert (tmp_path / f"curve_{curve}.svg").read_bytes().startswith(b"<?xml")
