@@ -108,3 +108,15 @@ def test_a_curve_is_measured_and_drawn(tmp_path: Path, curve: str, points: tuple
     assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd"})
     assert all([at for at, _ in line] == list(points) for line in medians.values())
     assert (tmp_path / f"curve_{curve}.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_the_check_compares_each_shape_with_both_rivals() -> None:
+    printed = ran("check.py", "--rounds=1", "--messages=20", codes=(0, 1))
+    for shape in ("kept", "each", "large"):
+        assert printed.count(f"{shape}: relayd by ") == 2
+
+
+def test_the_check_fails_where_nothing_is_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "end_to_end.json"
+    file.write_text(json.dumps({"facts": {"date": ""}, "runs": []}))
+    assert ran("check.py", "--results", str(file), codes=(1,)) == ""
