@@ -7,11 +7,11 @@ READY := .venv/ready
 # MAKEFLAGS would hand our options to programs that tests start.
 unexport MAKEFLAGS
 
-.PHONY: help demo test lint types interop bench crash docs lock clean
+.PHONY: help demo test lint types interop crash bench bench-check docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 13
 
 demo: $(READY)  ## start relayd, send 1,000 messages to four kinds of destination, account for each
 	$(BIN)/relayd demo
@@ -35,8 +35,12 @@ crash: $(READY)  ## the failure drills, the long ones too
 	$(BIN)/python -m pytest tests/crash -rs
 
 bench: $(READY)  ## relayd and Postfix side by side; as root; BENCH="--rounds 5" passes arguments
-	tests/interop/install.sh
+	benchmarks/install.sh
 	$(BIN)/python benchmarks/end_to_end.py $(BENCH)
+
+bench-check: $(READY)  ## whether relayd became slower since the recorded results; as root, on an idle machine
+	benchmarks/install.sh
+	$(BIN)/python benchmarks/check.py $(BENCH)
 
 docs: $(READY)  ## what is generated from the code
 	$(BIN)/python -m relayd.config.example

@@ -28,15 +28,13 @@ from typing import NamedTuple
 
 import leather
 import uvloop
-from end_to_end import facts
-from peers import HOST, free_port, running
+from processes import HOST, beside_the_loop, free_port, running
+from results import RESULTS, Bound, console, facts, write
 from rich.console import Console
 from rich.table import Table
 
 from tests.fakes.limited_peer import LimitedPeer, SlidingWindow
 from tests.fakes.sink import Received, Sink
-
-RESULTS = Path(__file__).parent / "results" / "shaping.json"
 
 CONNECTIONS, SERVICE = 5, 0.05
 """The first next hop's limit, and the seconds it takes for a message: 100 messages a second."""
@@ -104,24 +102,6 @@ class Change(NamedTuple):
     reply: str
 
 
-class Bound(NamedTuple):
-    """What was measured against what it should be."""
-
-    text: str
-    value: float
-    limit: float
-    most: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether it is on the right side."""
-        return self.value <= self.limit if self.most else self.value >= self.limit
-
-    def __str__(self) -> str:
-        sign = "≤" if self.most else "≥"
-        return f"{'met   ' if self.met else 'MISSED'} {self.text}: {self.value:.3g} {sign} {self.limit:g}"
-
-
 class Relay(NamedTuple):
     """A relayd at work."""
 
@@ -149,22 +129,21 @@ def main() -> None:
     parser.add_argument("--account", action="store_true", help="measure one account behind another instead")
     parser.add_argument("--rounds", type=int, default=3, help="of --tarpit, with and without it (3)")
     parser.add_argument("--messages", type=int, help="of a round of --tarpit (10,000), of the large account (100,000)")
-    parser.add_argument("--json", type=Path, default=RESULTS, help=f"where results go ({RESULTS.name})")
+    parser.add_argument("--json", type=Path, default=RESULTS / "shaping.json", help="where results go")
     parser.add_argument("--directory", type=Path, help="where queues lie: a disk, not memory (the temporary directory)")
     arguments = parser.parse_args()
     known = facts(arguments.directory)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    screen = console()
     parts = [part for name, part in _OTHER_PARTS.items() if getattr(arguments, name)] or [_limits]
     # What other parts found stays.
     results = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
     for part in parts:
-        found, bounds = uvloop.run(part(console, arguments))
+        found, bounds = uvloop.run(part(screen, arguments))
         results |= {name: {"facts": known, "found": value} for name, value in found.items()}
         for bound in bounds:
-            console.print(str(bound), highlight=False)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.json}")
+            screen.print(str(bound), highlight=False)
+    write(arguments.json, results)
+    screen.print(f"written to {arguments.json}")
     if parts == [_limits]:
         _draw(results, arguments.json.with_suffix(".svg"))
 
@@ -176,7 +155,7 @@ Found = tuple[dict[str, object], list[Bound]]
 # --- a next hop that limits -------------------------------------------------------------------------------------------
 
 
-async def _limits(console: Console, arguments: argparse.Namespace) -> Found:
+async def _limits(screen: Console, arguments: argparse.Namespace) -> Found:
     found: dict[str, object] = {}
     bounds = []
     peers = {
@@ -198,7 +177,7 @@ async def _limits(console: Console, arguments: argparse.Namespace) -> Found:
             "seconds": {at: vars(second) for at, second in peer.seconds.items()},
         }
         bounds += _bounds(run, minutes)
-    console.print(table)
+    screen.print(table)
     return found, bounds
 
 
@@ -304,7 +283,7 @@ def _steps(changes: list[tuple[float, float]], end: float) -> list[tuple[float, 
 # --- a site that never answers ----------------------------------------------------------------------------------------
 
 
-async def _tarpit(console: Console, arguments: argparse.Namespace) -> Found:
+async def _tarpit(screen: Console, arguments: argparse.Namespace) -> Found:
     messages = arguments.messages or 10_000
     rates: dict[bool, list[float]] = {False: [], True: []}
     for number in range(arguments.rounds):
@@ -315,7 +294,7 @@ async def _tarpit(console: Console, arguments: argparse.Namespace) -> Found:
     for name, which in (("alone", False), ("beside a tarpit", True)):
         span = f"{min(rates[which]):,.0f} to {max(rates[which]):,.0f}"
         table.add_row(name, f"{statistics.median(rates[which]):,.0f}", span)
-    console.print(table)
+    screen.print(table)
     bound = Bound("throughput beside a tarpit, of that without", beside / without, THROUGHPUT, most=False)
     return {"tarpit": {"alone": rates[False], "beside": rates[True]}}, [bound]
 
@@ -376,7 +355,7 @@ class _Arrivals:
         return self._awaited.setdefault(recipient, asyncio.Event())
 
 
-async def _account(console: Console, arguments: argparse.Namespace) -> Found:
+async def _account(screen: Console, arguments: argparse.Namespace) -> Found:
     messages = arguments.messages or 100_000
     arrivals = _Arrivals()
     async with contextlib.AsyncExitStack() as stack:
@@ -387,7 +366,7 @@ async def _account(console: Console, arguments: argparse.Namespace) -> Found:
         waiting = messages - len(arrivals.recipients)
         other = await stack.enter_async_context(_client(relay.port, OTHER))
         passed = [await _passed(other, arrivals, f"other{number}") for number in range(20)]
-    console.print(f"{waiting:,} messages waiting; passed a message of another account: {sorted(passed)}")
+    screen.print(f"{waiting:,} messages waiting; passed a message of another account: {sorted(passed)}")
     bound = Bound("messages that passed one of another account", max(passed), WINDOW, most=True)
     return {"account": {"waiting": waiting, "passed": passed}}, [bound]
 
@@ -420,13 +399,8 @@ async def _relayd(scratch: Path, routes: dict[str, int]) -> AsyncIterator[Relay]
     text += "".join(_ROUTE.format(domain=domain, host=HOST, port=hop) for domain, hop in routes.items())
     (scratch / "relayd.toml").write_text(text, encoding="utf-8")
     serve = [sys.executable, "-m", "relayd", "serve", "--config", str(scratch / "relayd.toml")]
-    process = running(serve, scratch / "relayd.out", port)
-    await asyncio.to_thread(process.__enter__)
-    try:
+    async with beside_the_loop(running(serve, scratch / "relayd.out", port)):
         yield Relay(port, admin, scratch / "events.log")
-    finally:
-        # Beside the loop, on which its last connections end.
-        await asyncio.to_thread(process.__exit__, None, None, None)
 
 
 class _Client:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from end_to_end import facts
+from results import facts, write
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +67,7 @@ def main() -> None:
     Console().print(table)
     if options.json:
         written = {"facts": facts(None), "messages": options.messages, "waiting": options.waiting, "runs": runs}
-        options.json.write_text(json.dumps(written, indent=1) + "\n")
+        write(options.json, written)
 
 
 def seconds(scheduler: Scheduler, domain_of: Callable[[int], int], numbers: range) -> float:

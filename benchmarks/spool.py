@@ -15,12 +15,9 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import json
-import math
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -28,11 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import leather
-from end_to_end import SHAPES, await_all, facts, measure_through
-from peers import HOST, RELAYD, free_port, program, running
+from measuring import SHAPES, await_all, measure_through, smtp_sink
+from peers import relayd_command
+from processes import HOST, free_port, running
+from results import RESULTS, console, draw, facts, write
 from rich.console import Console
 from rich.table import Table
+from wanted import Wanted
 
 from relayd.message import queue_id
 from relayd.message.envelope import Envelope
@@ -44,13 +43,12 @@ from relayd.spool.records import Accepted, Message, Result, State
 from relayd.spool.shard import JournalStore
 from relayd.spool.writer import make_directories
 
-RESULTS = Path(__file__).parent / "results" / "spool.json"
 BODY = b"Subject: waiting\r\n\r\n" + (b"x" * 76 + b"\r\n") * 66
 _LINES = (b"x" * 76 + b"\r\n") * 800
 DOMAINS = 1000
 DEFERRED = Reply(451, "4.4.1", "mx.example.net[192.0.2.1]:25: no connection in time")
 
-_CONFIGURATION = f'{RELAYD}[limits]\nmemory = "64MB"\nmessage_size = "60MB"\n'
+_LIMITS = '[limits]\nmemory = "64MB"\nmessage_size = "60MB"\n'
 
 
 class Waited(NamedTuple):
@@ -71,13 +69,13 @@ class Waited(NamedTuple):
 
 
 class Served(NamedTuple):
-    """relayd at work. listening: seconds from its start. counters: what smtp-sink tells of what it got."""
+    """relayd at work. scratch: its directory, that of smtp-sink too. listening: seconds from its start."""
 
+    scratch: Path
     process: subprocess.Popen[bytes]
     listening: float
     port: int
     admin: int
-    counters: Path
 
 
 Row = dict[str, float]
@@ -90,15 +88,14 @@ def main() -> None:
     parser.add_argument("--queue", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="messages waiting")
     parser.add_argument("--rounds", type=int, default=3, help="alternating with an empty queue (3)")
     parser.add_argument("--messages", type=int, default=10_000, help="new messages of a round")
-    parser.add_argument("--json", type=Path, default=RESULTS, help=f"where results go ({RESULTS.name})")
+    parser.add_argument("--json", type=Path, default=RESULTS / "spool.json", help="where results go")
     parser.add_argument("--directory", type=Path, help="where queues lie: a disk, not memory (the temporary directory)")
     arguments = parser.parse_args()
     known = facts(arguments.directory)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    rows = {part: PARTS[part](console, arguments) for part in arguments.parts}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"facts": known, **rows}, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.json}")
+    screen = console()
+    rows = {part: PARTS[part](screen, arguments) for part in arguments.parts}
+    write(arguments.json, {"facts": known, **rows})
+    screen.print(f"written to {arguments.json}")
     if "waiting" in rows:
         _draw(arguments.queue, rows["waiting"], arguments.json.with_suffix(".svg"))
 
@@ -106,7 +103,7 @@ def main() -> None:
 # --- commits ----------------------------------------------------------------------------------------------------------
 
 
-def _commits(console: Console, arguments: argparse.Namespace) -> list[Row]:
+def _commits(screen: Console, arguments: argparse.Namespace) -> list[Row]:
     table = Table("at once", "commits/s", "p50 ms", "p99 ms")
     rows = []
     for at_once in (1, 4, 16, 64, 256, 1024):
@@ -115,7 +112,7 @@ def _commits(console: Console, arguments: argparse.Namespace) -> list[Row]:
         p50, p99 = _percentiles(latencies)
         rows.append({"at_once": at_once, "rate": len(latencies) / seconds, "p50_ms": p50, "p99_ms": p99})
         table.add_row(str(at_once), f"{len(latencies) / seconds:,.0f}", f"{p50:.2f}", f"{p99:.2f}")
-    console.print(table)
+    screen.print(table)
     return rows
 
 
@@ -148,7 +145,7 @@ def _percentiles(latencies: list[float]) -> tuple[float, float]:
 # --- commits beside moves ---------------------------------------------------------------------------------------------
 
 
-def _moving(console: Console, arguments: argparse.Namespace) -> list[Row]:
+def _moving(screen: Console, arguments: argparse.Namespace) -> list[Row]:
     table = Table("1,000 commits/s", "commits", "p50 ms", "p99 ms")
     with tempfile.TemporaryDirectory(prefix="relayd-bench-", dir=arguments.directory) as scratch:
         beside, moved = asyncio.run(_commit_beside_moves(Path(scratch) / "shard-00"))
@@ -157,7 +154,7 @@ def _moving(console: Console, arguments: argparse.Namespace) -> list[Row]:
         p50, p99 = _percentiles(latencies)
         rows.append({"moving": float(name == "moving"), "commits": len(latencies), "p50_ms": p50, "p99_ms": p99})
         table.add_row(name, f"{len(latencies):,}", f"{p50:.2f}", f"{p99:.2f}")
-    console.print(table, f"{moved:,} messages moved")
+    screen.print(table, f"{moved:,} messages moved")
     return rows
 
 
@@ -188,14 +185,14 @@ async def _commit_beside_moves(shard: Path, seconds: float = 60.0) -> tuple[dict
 # --- a large queue ----------------------------------------------------------------------------------------------------
 
 
-def _waiting(console: Console, arguments: argparse.Namespace) -> list[Row]:
+def _waiting(screen: Console, arguments: argparse.Namespace) -> list[Row]:
     table = Table("waiting", "listening s", "RSS MB", "msg/s", "of the empty queue's", "disk / bodies")
     rows = []
     for count in arguments.queue:
         with tempfile.TemporaryDirectory(prefix="relayd-bench-", dir=arguments.directory) as directory:
             full, empty = Path(directory) / "full", Path(directory) / "empty"
             empty.mkdir()
-            octets = _fill(full, count, due=time.time() + 36_000)
+            octets = fill(full, count, due=time.time() + 36_000)
             os.sync()  # what is still on its way to the disk would slow the first rounds
             runs = []
             for number in range(arguments.rounds):
@@ -211,14 +208,14 @@ def _waiting(console: Console, arguments: argparse.Namespace) -> list[Row]:
             )
             cells = (f"{listening:.2f}", f"{rss:.0f}", f"{rate:,.0f}", f"{share:.2f}" if of is large else "")
             table.add_row(name, *cells, f"{disk:.2f}" if of is large else "")
-    console.print(table)
+    screen.print(table)
     return rows
 
 
 def _waited(scratch: Path, which: tuple[int, int, int], messages: int, octets: int) -> Waited:
     with _served_from(scratch) as served:
         disk = sum(file.stat().st_size for file in (scratch / "spool").rglob("*") if file.is_file())
-        taken = measure_through(scratch, served.counters, SHAPES["kept"].options, messages, served.port)
+        taken = measure_through(scratch, SHAPES["kept"]._replace(messages=messages), served.port).seconds
         rss = _peak_rss(served.process.pid)
     return Waited(*which, served.listening, rss, messages / taken, disk / octets)
 
@@ -227,27 +224,21 @@ def _waited(scratch: Path, which: tuple[int, int, int], messages: int, octets: i
 def _served_from(scratch: Path) -> Iterator[Served]:
     """relayd over the spool in a directory, and behind it smtp-sink."""
     sink_port, port, admin = free_port(), free_port(), free_port()
-    (scratch / "relayd.toml").write_text(_CONFIGURATION.format(host=HOST, port=port, sink=sink_port, admin=admin))
-    counters = scratch / "smtp-sink.out"
-    counters.unlink(missing_ok=True)
-    sink = [program("smtp-sink"), "-u", "nobody", "-c", f"inet:{HOST}:{sink_port}", "1024"]
-    serve = [sys.executable, "-m", "relayd", "serve", "--config", str(scratch / "relayd.toml")]
-    with running(sink, counters, sink_port):
+    serve, environment = relayd_command(Wanted(scratch, sink_port), port, admin)
+    with (scratch / "relayd.toml").open("a", encoding="utf-8") as configuration:
+        configuration.write(_LIMITS)
+    with smtp_sink(scratch, sink_port):
         started = time.monotonic()
-        with running(serve, scratch / "relayd.out", port) as process:
-            yield Served(process, time.monotonic() - started, port, admin, counters)
+        with running(serve, scratch / "relayd.out", port, environment) as process:
+            yield Served(scratch, process, time.monotonic() - started, port, admin)
 
 
 def _draw(queues: list[int], rows: list[Row], file: Path) -> None:
     """A chart of what a queue costs, as shares of what the empty one beside it does."""
-    chart = leather.Chart("relayd over a queue of waiting messages, by what it does over an empty one")
-    places = [math.log10(count) for count in queues]
-    chart.add_x_axis(ticks=places, tick_formatter=lambda place, *_: f"{10**place:,.0f}", name="messages waiting")
-    chart.add_y_scale(0, 2)
-    for name, key in (("messages a second", "rate"), ("seconds until it listens", "listening"), ("memory", "rss")):
-        shares = [_share(rows, count, key) for count in queues]
-        chart.add_line(list(zip(places, shares, strict=True)), name=name)
-    chart.to_svg(str(file))
+    keys = {"messages a second": "rate", "seconds until it listens": "listening", "memory": "rss"}
+    lines = {name: [(float(count), _share(rows, count, key)) for count in queues] for name, key in keys.items()}
+    title = "relayd over a queue of waiting messages, by what it does over an empty one"
+    draw(title, ("messages waiting", "by the empty queue's"), lines, file, scale=(0, 2))
 
 
 def _share(rows: list[Row], count: int, key: str) -> float:
@@ -256,17 +247,17 @@ def _share(rows: list[Row], count: int, key: str) -> float:
     return statistics.median(full) / statistics.median(empty)
 
 
-def _due(console: Console, arguments: argparse.Namespace) -> list[Row]:
+def _due(screen: Console, arguments: argparse.Namespace) -> list[Row]:
     table = Table("due at once", "RSS MB", "msg/s leaving, in a minute")
     rows = []
     for count in arguments.queue[-1:]:
         with tempfile.TemporaryDirectory(prefix="relayd-bench-", dir=arguments.directory) as directory:
             scratch = Path(directory) / "full"
-            _fill(scratch, count, due=time.time() - 60)
+            fill(scratch, count, due=time.time() - 60)
             rss, rate = _drained(scratch)
         rows.append({"messages": count, "rss": rss, "rate": rate})
         table.add_row(f"{count:,}", f"{rss:.0f}", f"{rate:,.0f}")
-    console.print(table)
+    screen.print(table)
     return rows
 
 
@@ -280,19 +271,19 @@ def _drained(scratch: Path, seconds: float = 60.0) -> tuple[float, float]:
 # --- large messages ---------------------------------------------------------------------------------------------------
 
 
-def _large(console: Console, arguments: argparse.Namespace) -> list[Row]:
+def _large(screen: Console, arguments: argparse.Namespace) -> list[Row]:
     clients, octets = 100, 50_000_000
     scratch = tempfile.TemporaryDirectory(prefix="relayd-bench-", dir=arguments.directory)
     with scratch as directory, _served_from(Path(directory)) as served:
         started = time.monotonic()
         put_off = asyncio.run(_send_large(served.port, clients, octets))
         answered = time.monotonic() - started
-        await_all(served.counters, clients)
+        await_all(served.scratch, clients)
         delivered = time.monotonic() - started
         rss = _peak_rss(served.process.pid)
     table = Table("100 clients, 50 MB each", "RSS MB", "all answered s", "all delivered s", "452 at MAIL")
     table.add_row("", f"{rss:.0f}", f"{answered:.1f}", f"{delivered:.1f}", str(put_off))
-    console.print(table)
+    screen.print(table)
     return [{"clients": clients, "octets": octets, "rss": rss, "answered": answered, "delivered": delivered}]
 
 
@@ -330,7 +321,7 @@ async def _send_one(port: int, octets: int) -> int:
     return put_off
 
 
-def _fill(scratch: Path, count: int, due: float) -> int:
+def fill(scratch: Path, count: int, due: float) -> int:
     """A spool of so many messages at rest, as after their first deferral; the octets of their bodies."""
     shard = scratch / "spool" / "shard-00"
     shard.parent.mkdir(parents=True)

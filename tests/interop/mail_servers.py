@@ -2,7 +2,8 @@
 
 Owns their configuration and their lives. Each runs as root in mount and process namespaces of its own, so that nothing
 of the machine is changed and no process is left: /etc has the server's files and users on top, and what it writes goes
-to memory. Exim and OpenSMTPD conflict with Postfix as packages; install.sh has unpacked them. Must not know relayd.
+to memory, or where the caller says. Exim and OpenSMTPD conflict with Postfix as packages; install.sh has unpacked them.
+Must not know relayd. benchmarks/servers.py runs the same servers with configurations of its own.
 
 Each takes mail for addresses at peer.test that begin with n and a digit, and knows no others.
 """
@@ -38,11 +39,12 @@ _GID = 60_001
 
 _BOX = """\
 set -e
-etc=$1 unpacked=$2 owner=$3
-shift 3
+etc=$1 unpacked=$2 owner=$3 spool=$4
+shift 4
 mount -t overlay overlay -o "lowerdir=$etc:/etc" /etc
 [ -z "$unpacked" ] || mount -t overlay overlay -o "lowerdir=$unpacked/usr/sbin:/usr/sbin" /usr/sbin
-for memory in /run /var/lib /var/spool; do mount -t tmpfs tmpfs "$memory"; done
+if [ -n "$spool" ]; then mount --bind "$spool" /var/spool; else mount -t tmpfs tmpfs /var/spool; fi
+for memory in /run /var/lib; do mount -t tmpfs tmpfs "$memory"; done
 mkdir -p /var/lib/opensmtpd/empty /var/lib/postfix /var/spool/exim4 /var/spool/postfix
 [ -z "$owner" ] || chown "$owner" /var/lib/postfix /var/spool/exim4
 "$@"
@@ -221,17 +223,20 @@ class MailServer(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(kind: Kind, directory: Path) -> Iterator[MailServer]:
-    """Run one, its files under `directory`. AssertionError with its log when it does not listen in 20 s."""
-    port, sink = free_ports(2)
-    server = MailServer(kind, port, sink, directory / "log")
+def running(kind: Kind, directory: Path, sink: int = 0, spool: Path | None = None) -> Iterator[MailServer]:
+    """Run one, its files under `directory`. AssertionError with its log when it does not listen in 20 s.
+
+    sink: where mail goes on to, a free port by default. spool: where its queue lies, in memory by default.
+    """
+    port, free = free_ports(2)
+    server = MailServer(kind, port, sink or free, directory / "log")
     etc = _etc(server, directory)
     unpacked = UNPACKED / kind.unpacked if kind.unpacked else None
     assert unpacked is None or unpacked.is_dir(), f"{unpacked} is missing: run tests/interop/install.sh"
     box = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _BOX, "box")
     with server.log.open("wb") as output:
         process = subprocess.Popen(
-            (*box, str(etc), str(unpacked or ""), kind.owner, *kind.command),
+            (*box, str(etc), str(unpacked or ""), kind.owner, str(spool or ""), *kind.command),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
         try:
@@ -290,6 +295,6 @@ def _secures(port: int) -> bool:
     with contextlib.closing(smtplib.SMTP(HOST, port, timeout=10)) as client:
         try:
             client.starttls(context=context)
-        except ssl.SSLError:
+        except (ssl.SSLError, smtplib.SMTPNotSupportedError):
             return False
     return True

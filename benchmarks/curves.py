@@ -1,0 +1,124 @@
+"""Throughput against one thing that grows: connections, the size of messages, the queue, or destinations.
+
+The shape is "kept" in all but that one thing. See README.md here for the method. Prints a table; writes JSON and a
+chart for each curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from end_to_end import as_root
+from measuring import SHAPES, Measured, Shape, add_where, fits, measure
+from peers import PEERS
+from processes import end_on_sigterm
+from results import RESULTS, console, draw, facts, write
+from rich.table import Table
+from spool import fill
+
+KEPT = SHAPES["kept"]
+_OCTETS = 300_000_000
+"""Of bodies in one run at most, so that large messages do not take all day."""
+
+
+class Curve(NamedTuple):
+    """What grows. name: of the axis; points: by default; shape: the load at a point; filled: the queue is so long."""
+
+    name: str
+    points: tuple[int, ...]
+    shape: Callable[[int], Shape]
+    filled: bool = False
+
+
+def _of_size(kilobytes: int) -> Shape:
+    size = 1024 * kilobytes
+    return KEPT._replace(size=size, messages=max(min(KEPT.messages, _OCTETS // size), 100))
+
+
+CURVES = {
+    "connections": Curve("connections", (1, 2, 5, 20, 50, 200), lambda count: KEPT._replace(connections=count)),
+    "size": Curve("KB", (1, 5, 20, 100, 1_000, 10_000), _of_size),
+    "queue": Curve("messages waiting", (0, 1_000, 10_000, 100_000), lambda _: KEPT, filled=True),
+    "destinations": Curve("domains", (1, 5, 20, 100, 500), lambda count: KEPT._replace(domains=count, own=True)),
+}
+
+
+def main() -> None:
+    """Measure what the arguments say."""
+    end_on_sigterm()
+    arguments = _arguments()
+    curves = {name: CURVES[name] for name in arguments.curve}
+    peers = {name: [peer for peer in arguments.peers if _can(peer, curve)] for name, curve in curves.items()}
+    as_root(peer for of_curve in peers.values() for peer in of_curve)
+    screen = console()
+    about = facts(arguments.directory, arguments.python)
+    for name, curve in curves.items():
+        points = arguments.points or curve.points
+        runs = list(_measured(curve, peers[name], points, arguments))
+        lines = _medians(runs)
+        screen.print(_table(curve, lines, points))
+        file = arguments.results / f"curve_{name}.json"
+        write(file, {"facts": about, "medians": lines, "runs": [[peer, at, one._asdict()] for peer, at, one in runs]})
+        draw(f"{name}: deliveries a second", (curve.name, "a second"), lines, file.with_suffix(".svg"))
+        screen.print(f"written to {file}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curve", nargs="+", choices=CURVES, default=list(CURVES), help="(all)")
+    parser.add_argument("--points", type=int, nargs="+", help="where to measure (by curve)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of all peers at each point (3)")
+    parser.add_argument("--messages", type=int, help="a run (default: by shape)")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["none", "postfix", "relayd"])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results go")
+    add_where(parser)
+    return parser.parse_args()
+
+
+def _can(peer: str, curve: Curve) -> bool:
+    """Whether the relay is set up for it: only relayd's queue can be filled."""
+    return fits(peer, curve.shape(1)) and (not curve.filled or peer == "relayd")
+
+
+def _measured(
+    curve: Curve, peers: Sequence[str], points: Sequence[int], arguments: argparse.Namespace
+) -> Iterator[tuple[str, int, Measured]]:
+    """Each round goes through all points, so that drift is spread over the whole curve."""
+    for number in range(arguments.rounds):
+        for at in points:
+            shape = curve.shape(at)
+            shape = shape._replace(messages=arguments.messages or shape.messages)
+            prepare = functools.partial(_fill, at if curve.filled else 0)
+            for peer in peers if number % 2 else peers[::-1]:
+                yield peer, at, measure(peer, shape, arguments.directory, arguments.python, prepare)
+
+
+def _fill(messages: int, scratch: Path) -> None:
+    """A queue that is due in ten hours."""
+    if messages:
+        fill(scratch, messages, due=time.time() + 36_000)
+
+
+def _medians(runs: list[tuple[str, int, Measured]]) -> dict[str, list[tuple[float, float]]]:
+    """By relay: where, and how many a second."""
+    rates: dict[str, dict[int, list[float]]] = {}
+    for peer, at, measured in runs:
+        rates.setdefault(peer, {}).setdefault(at, []).append(measured.rate)
+    return {peer: [(float(at), statistics.median(rates[peer][at])) for at in rates[peer]] for peer in sorted(rates)}
+
+
+def _table(curve: Curve, lines: dict[str, list[tuple[float, float]]], points: Sequence[int]) -> Table:
+    table = Table(curve.name, *(f"{at:,}" for at in points))
+    for peer, line in lines.items():
+        table.add_row(f"{peer}: a second", *(f"{rate:,.0f}" for _, rate in line))
+    return table
+
+
+if __name__ == "__main__":
+    main()

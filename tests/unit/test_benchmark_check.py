@@ -1,0 +1,52 @@
+"""What `make bench-check` compares, and when it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+from check import MESSAGES, RIVALS, Speed, compared, last_recorded, ratio
+from results import RESULTS
+
+
+def speeds(*rates: tuple[float, float, float], shape: str = "kept") -> list[Speed]:
+    """A round for each: relayd, postfix, none."""
+    peers = ("relayd", "postfix", "none")
+    return [Speed(shape, peer, n, rate) for n, of in enumerate(rates) for peer, rate in zip(peers, of, strict=True)]
+
+
+def test_a_ratio_is_that_within_a_round_however_fast_the_machine_was() -> None:
+    assert ratio(speeds((400, 100, 800), (40, 10, 80), (2000, 500, 4000)), "postfix") == 4
+    assert ratio(speeds((400, 100, 800), (40, 10, 80), (2000, 500, 4000)), "none") == 0.5
+
+
+def test_what_never_ran_beside_the_rival_has_no_ratio() -> None:
+    alone = [Speed("kept", "relayd", 1, 400.0), Speed("kept", "postfix", 2, 100.0)]
+    with pytest.raises(ValueError, match="no round has both relayd and postfix"):
+        ratio(alone, "postfix")
+
+
+@pytest.mark.parametrize(("rate", "met"), [(400, True), (361, True), (359, False), (40, False)])
+def test_a_tenth_may_be_lost_and_no_more(rate: float, met: bool) -> None:
+    then = speeds((400, 100, 800))
+    assert [bound.met for bound in compared("kept", speeds((rate, 100, 800)), then)] == [met] * len(RIVALS)
+
+
+def test_each_shape_is_compared_with_the_last_results_that_have_it(tmp_path: Path) -> None:
+    for name, date, rates in (
+        ("a", "2026-03-01T00:00:00+00:00", {"kept": 3, "each": 3}),
+        ("b", "2026-05-01T00:00:00+00:00", {"kept": 5}),
+        ("c", "2026-04-01T00:00:00+00:00", {"kept": 4}),
+    ):
+        runs = [
+            {"shape": shape, "peer": "relayd", "round": 1, "messages": rate, "seconds": 1.0}
+            for shape, rate in rates.items()
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"facts": {"date": date}, "runs": runs}))
+    recorded = last_recorded(sorted(tmp_path.iterdir()))
+    assert {shape: [speed.rate for speed in found] for shape, found in recorded.items()} == {"kept": [5], "each": [3]}
+
+
+@pytest.mark.parametrize("shape", MESSAGES)
+def test_there_are_results_to_compare_with(shape: str) -> None:
+    recorded = last_recorded(RESULTS.glob("end_to_end*.json"))
+    assert all(ratio(recorded[shape], rival) > 0 for rival in RIVALS)
