@@ -160,6 +160,14 @@ def reopen() -> None:
     _output.reopen()
 
 
+def rotated() -> None:
+    """As `reopen`; where that fails an alert says so."""
+    try:
+        reopen()
+    except OSError as error:
+        alert("log file not reopened; the old one stays in use", error=str(error))
+
+
 # --- mail -----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +285,11 @@ def stopping(reason: str) -> None:
 def stopped(**facts: object) -> None:
     """The service has ended."""
     _emit(logging.INFO, "stopped", **facts)
+
+
+def worker_died(worker: int, pid: int, status: int) -> None:
+    """A worker process ended unasked; another follows. status: as it exited, or minus the signal that ended it."""
+    _emit(logging.ERROR, "worker-died", worker=worker, pid=pid, status=status)
 
 
 def recovered(shard: int, messages: int, quarantined: int, torn: int, seconds: float) -> None:
