@@ -32,6 +32,11 @@ MAX_QUESTIONS = 64
 """Questions of a peer that are being answered at once."""
 
 _LENGTH = struct.Struct(">I")
+_ENVELOPE = 64
+"""Octets around an answer, at most."""
+
+_NIL = msgspec.Raw(b"\xc0")
+"""Nothing, in msgpack."""
 
 T = TypeVar("T")
 
@@ -116,7 +121,7 @@ class Channel:
         self._end()
         try:
             async with asyncio.timeout(seconds):
-                await self._writer.wait_closed()
+                await asyncio.shield(self._writer.wait_closed())  # the future in it is the stream's, not ours to cancel
         except OSError:  # TimeoutError is one
             self._writer.transport.abort()
 
@@ -147,7 +152,7 @@ class Channel:
                     waiting.set_result(answer)
             case _Asked(number, question):
                 if len(self._answering) >= MAX_QUESTIONS:
-                    self._send(_Answered(number, Answer(ok=False, error="too many questions at once")))
+                    self._refuse(number, "too many questions at once")
                     return
                 task = asyncio.create_task(self._answer(number, question))
                 self._answering.add(task)
@@ -155,9 +160,13 @@ class Channel:
 
     async def _answer(self, number: int, question: Question) -> None:
         answer = await sent(self._peer.answer(question), _encode)
-        if len(answer.result) > MAX_FRAME // 2:
-            answer = Answer(ok=False, error="the answer is too long; ask for less")
-        self._send(_Answered(number, answer), at_any_length=True)
+        if answer.ok and len(answer.result) < MAX_FRAME - _ENVELOPE:
+            self._send(_Answered(number, answer), at_any_length=True)
+        else:
+            self._refuse(number, answer.error or "the answer is too long; ask for less")
+
+    def _refuse(self, number: int, error: str) -> None:
+        self._send(_Answered(number, Answer(ok=False, result=_NIL, error=error)), at_any_length=True)
 
     def _end(self) -> None:
         if self.closed.is_set():

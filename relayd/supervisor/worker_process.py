@@ -51,7 +51,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, setup: Setup, told: Callable[[Note], None]) -> WorkerProcess:
-        """A process with this setup; `told` is given its notes. OSError, too where this user may not run the program."""
+        """A process with this setup; `told` is given its notes. OSError, also where this user may not run it."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
