@@ -61,6 +61,8 @@ class Place:
             try:
                 unasked = await self._fill()
             except (OSError, WorkerFailedError) as error:
+                if self._stopping:
+                    return
                 if not self._filled:
                     self._give_up(error)
                     return

@@ -88,13 +88,13 @@ class Supervisor:
         """Let all workers drain, and close everything."""
         log.stopping(reason)
         self._state = "stopping"
-        for bound in self._sockets:
+        for place in self._places:
+            place.stop(reason)
+        for bound in self._sockets:  # no process is started with them from here on
             bound.socket.close()
         if self._rolling:
             self._rolling.cancel()
             await asyncio.gather(self._rolling, return_exceptions=True)
-        for place in self._places:
-            place.stop(reason)
         await asyncio.gather(*self._keeping)
         await self._control.close()
         if self._admin:
@@ -138,9 +138,13 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._take_up():
-                for place in self._places:
-                    await place.roll("reload")
+            try:
+                if self._take_up():
+                    for place in self._places:
+                        await place.roll("reload")
+            except Exception:  # noqa: BLE001  # the next reload is to be heard
+                metrics.bugs.inc()
+                log.bug("reload")
 
     def _take_up(self) -> bool:
         """Read the configuration anew; where it is wrong the former one stays."""
