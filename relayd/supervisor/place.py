@@ -1,7 +1,7 @@
 """The place of one worker: the process that is in it now, and those that follow it.
 
 Owns the succession, the waits in it, and the totals of processes that have ended. Knows nothing of other places. Made
-by supervisor, which is given the notes.
+by supervisor, which is the `Desk`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from relayd import clock, log, metrics
 from relayd.control.channel import ChannelError
@@ -30,6 +31,19 @@ STEADY_SECONDS = 60.0
 T = TypeVar("T")
 
 
+class Desk(Protocol):
+    """Where all places come together."""
+
+    def setup(self, number: int) -> Setup:
+        """What the next process of a place is to be told."""
+
+    def told(self, sender: Place, note: Note) -> None:
+        """A worker's note."""
+
+    async def asked(self, sender: Place, question: Question) -> msgspec.Struct:
+        """The answer to a worker's question. RefusedError."""
+
+
 class Place:
     """Filled by `keep`, which is one task, until `stop`.
 
@@ -37,12 +51,10 @@ class Place:
     process at a time, as it owns the shards of the place.
     """
 
-    def __init__(self, number: int, setup: Callable[[int], Setup], receive: Callable[[Place, Note], None]) -> None:
-        """`setup`: what a process is to be told, asked for each. `receive`: is given what they tell."""
+    def __init__(self, number: int, desk: Desk) -> None:
         self.number = number
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._setup = setup
-        self._receive = receive
+        self._desk = desk
         self._process: WorkerProcess | None = None
         self._totals: list[Family] = []
         self._filled = False
@@ -77,7 +89,7 @@ class Place:
 
     async def _fill(self) -> bool:
         """One process, from start to end; whether it ended unasked. OSError, WorkerFailedError: it never took mail."""
-        process = await WorkerProcess.start(self._setup(self.number), self._told)
+        process = await WorkerProcess.start(self._desk.setup(self.number), self)
         self._process = process
         if self._stopping:
             process.drain(self._stopping)
@@ -159,13 +171,20 @@ class Place:
         if self._process:
             self._process.tell(note)
 
-    def _told(self, note: Note) -> None:
+    # --- what its process says ----------------------------------------------------------------------------------------
+
+    async def answer(self, question: Question) -> msgspec.Struct:
+        """The desk's. RefusedError."""
+        return await self._desk.asked(self, question)
+
+    def told(self, note: Note) -> None:
+        """The first report of a process says that it takes mail."""
         if isinstance(note, Report):
             self._filled = True
             self._ready.set()
             if not self.first.done():
                 self.first.set_result(None)
-        self._receive(self, note)
+        self._desk.told(self, note)
 
 
 def _failure(number: int, process: WorkerProcess, status: int) -> WorkerFailedError:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import assert_never
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from relayd import __version__, clock, log, metrics
@@ -20,7 +21,7 @@ from relayd.config import load
 from relayd.config.load import ConfigError, Loaded
 from relayd.control import snapshot
 from relayd.control.answers import NO_SUCH_MESSAGE
-from relayd.control.messages import LoginFailed, Note, Reload, Setup
+from relayd.control.messages import LoginFailed, Note, Question, Reload, Setup
 from relayd.control.protocol import (
     Answered,
     Done,
@@ -60,7 +61,7 @@ class Supervisor:
         self._sockets: Sequence[sockets.Bound] = ()
         self._admin: Admin | None = None
         self._control = Control(loaded.settings.spool.path, self)
-        self._places = [Place(number, self._setup, self._receive) for number in range(loaded.settings.workers)]
+        self._places = [Place(number, self) for number in range(loaded.settings.workers)]
         self._keeping: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._rolling: asyncio.Task[None] | None = None
@@ -115,7 +116,8 @@ class Supervisor:
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
-    def _setup(self, number: int) -> Setup:
+    def setup(self, number: int) -> Setup:
+        """What the next process of a place is to be told."""
         certificate, private_key = self._pems
         return Setup(
             number=number,
@@ -127,11 +129,16 @@ class Supervisor:
             sockets=[(bound.listener, bound.socket.fileno()) for bound in self._sockets],
         )
 
-    def _receive(self, sender: Place, note: Note) -> None:
+    def told(self, sender: Place, note: Note) -> None:
+        """Pass on what concerns the others."""
         if isinstance(note, LoginFailed):
             for place in self._places:
                 if place is not sender:
                     place.tell(note)
+
+    async def asked(self, sender: Place, question: Question) -> msgspec.Struct:
+        """Workers have nothing to ask yet."""
+        raise RefusedError(f"worker {sender.number}: not for a supervisor: {type(question).__name__}")
 
     async def _roll(self) -> None:
         """One worker drains at a time: the others take its connections meanwhile."""

@@ -115,7 +115,8 @@ class Worker:
                 task.cancel()
             await asyncio.gather(starting, ending, return_exceptions=True)
             await service.stop(self._reason or "failed start", self._seconds)
-        channel.tell(self._report(service))
+        if not starting.cancelled():
+            channel.tell(self._report(service))
 
     def _report(self, service: Service) -> Report:
         return Report(service.status(), snapshot.take(metrics.REGISTRY))

@@ -10,13 +10,12 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
-from relayd import clock
-from relayd.control.channel import Channel, ChannelError
+from relayd import clock, log
+from relayd.control.channel import Channel, ChannelError, Peer
 from relayd.control.messages import Cut, Drain, Note, Question, Report, ReportQuery, Setup, StartFailed
 from relayd.control.protocol import RefusedError
 
@@ -36,7 +35,7 @@ T = TypeVar("T")
 class WorkerProcess:
     """Made by `start`; `wait` is to be called once, by its owner. `Peer` of its channel."""
 
-    def __init__(self, process: asyncio.subprocess.Process, told: Callable[[Note], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, owner: Peer) -> None:
         self.pid = process.pid
         self.asked_to_end = False
         self.failure: StartFailed | None = None
@@ -44,14 +43,14 @@ class WorkerProcess:
         """The last one; None until mail is taken."""
         self.ended = asyncio.Event()
         self._process = process
-        self._told = told
+        self._owner = owner
         self._heard = clock.monotonic()
         self._channel: Channel
         self._killing: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def start(cls, setup: Setup, told: Callable[[Note], None]) -> WorkerProcess:
-        """A process with this setup; `told` is given its notes. OSError, also where this user may not run it."""
+    async def start(cls, setup: Setup, owner: Peer) -> WorkerProcess:
+        """A process with this setup; `owner` gets its questions and notes. OSError, also where this user may not."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -63,7 +62,7 @@ class WorkerProcess:
         except OSError:
             ours.close()
             raise
-        self = cls(process, told)
+        self = cls(process, owner)
         self._channel = await Channel.open(ours, self)
         self._channel.tell(setup)
         return self
@@ -137,7 +136,11 @@ class WorkerProcess:
         """It may be hung, or its disk: it ends."""
         if self._killing:
             self._killing.cancel()
-        self._killing = asyncio.get_running_loop().call_later(seconds, self._signal, signal.SIGKILL)
+        self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
+
+    def _kill(self) -> None:
+        log.alert("worker killed, as it does not end", pid=self.pid)
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -146,8 +149,8 @@ class WorkerProcess:
     # --- what it says -------------------------------------------------------------------------------------------------
 
     async def answer(self, question: Question) -> msgspec.Struct:
-        """Workers have nothing to ask yet."""
-        raise RefusedError(f"not a question to a supervisor: {type(question).__name__}")
+        """The owner's."""
+        return await self._owner.answer(question)
 
     def told(self, note: Note) -> None:
         """Keep what concerns this process; its owner hears of everything."""
@@ -156,7 +159,7 @@ class WorkerProcess:
                 self._take(note)
             case StartFailed():
                 self.failure = note
-        self._told(note)
+        self._owner.told(note)
 
 
 def _command(channel: int) -> list[str]:
