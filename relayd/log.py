@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import select
 import sys
 import time
 import traceback
@@ -63,18 +64,24 @@ class _Output:
         lines, self._lines = self._lines, []
         if not lines:
             return
+        # Other processes write there too. A file opened to append keeps each write together, a pipe only short ones.
+        parts = _portions(lines) if self._path == "-" else [lines]
+        lost = sum(len(part) for part in parts if not self._written(part))
+        if lost:
+            self._lost += lost
+        elif self._lost:
+            lost, self._lost = self._lost, 0
+            alert("log lines lost", lines=lost)
+
+    def _written(self, lines: list[bytes]) -> bool:
+        """Whether they were: a full disk or a reader that has gone must not stop mail; what is lost is counted."""
         try:
             whole = self._write(b"".join(lines))
             if self._path == "-":
                 self._file.flush()
         except (OSError, ValueError):
-            # A full disk or a reader that has gone must not stop mail: the lines are counted, and the count is told.
-            whole = False
-        if not whole:
-            self._lost += len(lines)
-        elif self._lost:
-            lost, self._lost = self._lost, 0
-            alert("log lines lost", lines=lost)
+            return False
+        return whole
 
     def _write(self, text: bytes) -> bool:
         """Whether all of it was written: a disk that fills up takes the beginning of a line."""
@@ -86,6 +93,19 @@ class _Output:
             return False
         self._torn = False
         return True
+
+
+def _portions(lines: list[bytes]) -> list[list[bytes]]:
+    """As few as there can be, each of PIPE_BUF octets at most (pipe(7)), unless one line is longer."""
+    portions: list[list[bytes]] = []
+    room = 0
+    for line in lines:
+        if not portions or len(line) > room:
+            portions.append([])
+            room = select.PIPE_BUF
+        portions[-1].append(line)
+        room -= len(line)
+    return portions
 
 
 _output = _Output()
@@ -200,6 +220,14 @@ def gather(later: Later | None) -> None:
 def reopen() -> None:
     """Open the file anew under its path, after it was rotated (SIGHUP). OSError: the old one stays."""
     _output.reopen()
+
+
+def rotated() -> None:
+    """As `reopen`; where that fails an alert says so."""
+    try:
+        reopen()
+    except OSError as error:
+        alert("log file not reopened; the old one stays in use", error=str(error))
 
 
 # --- mail -----------------------------------------------------------------------------------------------------------
@@ -332,6 +360,11 @@ def stopping(reason: str) -> None:
 def stopped(**facts: object) -> None:
     """The service has ended."""
     _emit(logging.INFO, "stopped", **facts)
+
+
+def worker_died(worker: int, pid: int, status: int) -> None:
+    """A worker process ended unasked; another follows. status: as it exited, or minus the signal that ended it."""
+    _emit(logging.ERROR, "worker-died", worker=worker, pid=pid, status=status)
 
 
 def recovered(shard: int, messages: int, quarantined: int, torn: int, seconds: float) -> None:

@@ -160,6 +160,10 @@ _site_changes = Counter(
     ["aspect", "direction"],
     registry=REGISTRY,
 )
+workers = Gauge("relayd_workers", "Worker processes that take mail", registry=REGISTRY)
+worker_restarts = Counter(
+    "relayd_worker_restarts", "Worker processes started again because they ended unasked", registry=REGISTRY
+)
 bugs = Counter("relayd_bugs", "Unexpected exceptions that were contained", registry=REGISTRY)
 
 

@@ -12,12 +12,16 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry
 
 from relayd import __version__, clock, log, metrics, tls
 from relayd.admin import server as admin
 from relayd.admin.server import Admin
 from relayd.auth.authenticator import Authenticator
 from relayd.config.schema import Settings
+from relayd.control.answers import Answers
 from relayd.control.protocol import Status
 from relayd.control.server import Control
 from relayd.inbound.listener import Listeners
@@ -47,19 +51,36 @@ _ADDED_AT_ONCE = 1000
 """Recovered messages between two turns of the event loop: the admin port answers meanwhile."""
 
 
-class Service:
-    """One relay. `bind`, then `start`, then `stop`; `stop` is right after any of them, and after a failed one."""
+class Share(NamedTuple):
+    """Which of how many processes this one is: it owns the shards s with s % of == number."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Make the parts; called in the event loop's thread, opens nothing."""
+    number: int
+    of: int
+
+
+ALONE = Share(0, 1)
+
+
+class Service:
+    """One relay, or a share of one. `bind`, then `start`, then `stop`.
+
+    `stop` is right after any of them, and after a failed one.
+    """
+
+    def __init__(self, settings: Settings, share: Share = ALONE) -> None:
+        """Make the parts; called in the event loop's thread, opens nothing.
+
+        What serves a share has no admin port and no control socket, adopts its listeners' sockets, and is not bound.
+        """
         self._settings = settings
+        self._share = share
         self._started_at = clock.monotonic()
         self._state = "starting"
         self._exit = contextlib.AsyncExitStack()
         self._drains: asyncio.Future[tuple[None, None]] | None = None
         spool = settings.spool.path
         self.queue = Queue(
-            _stores(settings.spool.directories, settings.shards),
+            _stores(settings.spool.directories, settings.shards, share),
             Memory(settings.limits.memory),
             space=Space(settings.spool.directories, settings.limits.disk_reserve),
             draining=range(settings.shards, MAX_SHARDS),
@@ -84,15 +105,13 @@ class Service:
         self.dispatcher.when_woken(self.feed.wake)
         self.authenticator = Authenticator(settings.auth.users_file, spool / "auth-failures")
         self.listeners = Listeners(settings, _tls_context(settings), self.queue, self.authenticator)
-        self.control = Control(spool, self)
+        self.answers = Answers(self)
+        self.control = Control(spool, self.answers)
         self.admin: Admin | None = None
 
     def bind(self) -> None:
         """Take what may need root: the spool's directories and every port. OSError."""
-        for directory in {self._settings.spool.path, *self._settings.spool.paths}:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory.chmod(0o700)
-            sync_directory(directory.parent)
+        make_directories(self._settings)
         if bind := self._settings.admin.bind:
             self.admin = Admin(admin.bind(bind.host, bind.port), bind.host, self)
             self._exit.push_async_callback(self.admin.close)
@@ -107,8 +126,9 @@ class Service:
         self._exit.push_async_callback(self.resolver.close)
         self._exit.push_async_callback(self.queue.close)
         recovered = await self.queue.open()
-        await self.control.start()
-        self._exit.push_async_callback(self.control.close)
+        if self._share == ALONE:
+            await self.control.start()
+            self._exit.push_async_callback(self.control.close)
         self._exit.callback(metrics.watch_queue(self._counts, self._oldest))
         for number, message in enumerate(recovered):
             if self.queue.get(message.envelope.id) is message:  # it may have gone to rest meanwhile
@@ -120,14 +140,17 @@ class Service:
         await self.feed.start()
         bound = await self.listeners.open()
         self._state = ""
+        metrics.workers.set(1)
         listeners = [f"{kind} {host}:{port}" for kind, host, port in bound]
-        log.started(version=__version__, pid=os.getpid(), listeners=listeners)
+        worker = {} if self._share == ALONE else {"worker": self._share.number}
+        log.started(version=__version__, pid=os.getpid(), **worker, listeners=listeners)
 
-    async def stop(self, reason: str) -> None:
-        """Stop taking mail, finish what is in flight within DRAIN_SECONDS, close everything."""
+    async def stop(self, reason: str, seconds: float = DRAIN_SECONDS) -> None:
+        """Stop taking mail, finish what is in flight within that time, close everything."""
         log.stopping(reason)
         self._state = "stopping"
-        self._drains = asyncio.gather(self.listeners.drain(DRAIN_SECONDS), self.dispatcher.drain(DRAIN_SECONDS))
+        metrics.workers.set(0)
+        self._drains = asyncio.gather(self.listeners.drain(seconds), self.dispatcher.drain(seconds))
         try:
             await self._drains
         except asyncio.CancelledError:
@@ -137,7 +160,8 @@ class Service:
         log.stopped()
 
     def reload(self) -> None:
-        """Take up what has changed outside of the configuration: the system's authorities, credentials of routes."""
+        """Take up what has changed outside of the configuration: the log file, authorities, credentials of routes."""
+        log.rotated()
         self.dispatcher.renew(tls.next_hop_contexts())
 
     def cut(self) -> None:
@@ -152,6 +176,10 @@ class Service:
         if self._state or not self.queue.healthy:
             return self._state or "spool failed"
         return "" if self.queue.space.enough() else "disk full"
+
+    async def metrics(self) -> CollectorRegistry:
+        """The metrics as they are now."""
+        return metrics.REGISTRY
 
     def pages(self) -> AsyncIterator[list[Message]]:
         """All live messages, a page at a time."""
@@ -207,8 +235,16 @@ def _credentials(settings: Settings) -> dict[str, Credentials]:
     return {f"routes[{number}]": Credentials(route.credentials) for number, route in routes if route.credentials}
 
 
-def _stores(directories: Sequence[Path], shards: int) -> list[JournalStore]:
-    """The configured shards, and those of a former, larger number: these only drain. StoreError.
+def make_directories(settings: Settings) -> None:
+    """The spool's, open to their owner alone. OSError."""
+    for directory in {settings.spool.path, *settings.spool.paths}:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        sync_directory(directory.parent)
+
+
+def _stores(directories: Sequence[Path], shards: int, share: Share = ALONE) -> list[JournalStore]:
+    """The share's part of the configured shards, and of a former, larger number: these only drain. StoreError.
 
     A shard stays in the directory where it is; a new one goes where its number says.
     """
@@ -221,4 +257,5 @@ def _stores(directories: Sequence[Path], shards: int) -> list[JournalStore]:
     return [
         JournalStore(present.get(number, directories[number % len(directories)] / f"shard-{number:02d}"), number)
         for number in sorted(present.keys() | set(range(shards)))
+        if number % share.of == share.number
     ]

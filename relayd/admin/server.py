@@ -1,7 +1,8 @@
 """The admin port: GET /metrics, /healthz, /readyz, on starlette and uvicorn inside the relay's own event loop.
 
 Owns the HTTP server and the check of the Host header, which keeps web pages (DNS rebinding) away from a port bound to
-loopback. Knows a `Backend` that says whether mail is taken; the registry is `metrics`'. Started and stopped by service.
+loopback. Knows a `Backend` that says whether mail is taken and has the metrics. Started and stopped by service, or by
+the supervisor of several.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 from typing import Protocol
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,8 +22,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from relayd import metrics
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _STOP_SECONDS = 2
@@ -33,6 +33,9 @@ class Backend(Protocol):
 
     def unready(self) -> str:
         """Why mail is not taken now; empty when it is."""
+
+    async def metrics(self) -> CollectorRegistry:
+        """The metrics as they are now."""
 
 
 class Admin:
@@ -84,7 +87,7 @@ class Admin:
     def _application(self, host: str) -> Starlette:
         return Starlette(
             routes=[
-                Route("/metrics", _metrics),
+                Route("/metrics", self._metrics),
                 Route("/healthz", _healthz),
                 Route("/readyz", self._readyz),
             ],
@@ -94,6 +97,11 @@ class Admin:
     async def _readyz(self, _request: Request) -> Response:
         reason = self._backend.unready()
         return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
+
+    async def _metrics(self, request: Request) -> Response:
+        """Prometheus text, or OpenMetrics where it is asked for."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(await self._backend.metrics()), headers={"content-type": content_type})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -111,12 +119,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 async def _healthz(_request: Request) -> Response:
     return PlainTextResponse("ok\n")
-
-
-async def _metrics(request: Request) -> Response:
-    """Prometheus text, or OpenMetrics where it is asked for."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(metrics.REGISTRY), headers={"content-type": content_type})
 
 
 class _KnownHost:

@@ -11,7 +11,7 @@ import enum
 import functools
 import hmac
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +59,8 @@ class Authenticator:
     """
 
     def __init__(self, users_file: Path, failures_file: Path) -> None:
+        self.failed: Callable[[Sequence[str], float], None] = _tell_nobody
+        """Told of each failure counted here: keys of the limiter, wall seconds. For processes that count as one."""
         self._users = UsersFile(users_file)
         self._failures_file = failures_file
         self._failures = limiter.load(failures_file)
@@ -83,6 +85,10 @@ class Authenticator:
             metrics.authentication_failures.inc()
         return verdict
 
+    def heard(self, keys: Sequence[str], at: float) -> None:
+        """Count a failure that another process was the one to see, and to save."""
+        self._failures.record(keys, at)
+
     def close(self) -> None:
         """Let go of the thread; a hash in progress ends by itself."""
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -95,7 +101,7 @@ class Authenticator:
         if self._cached(self._fingerprint(user, password, client)):
             return Verdict.ACCEPTED
         if self._failures.limited(limiter.account_key(user), now):
-            self._failures.record([limiter.client_key(client)], now)
+            self._count([limiter.client_key(client)], now)
             return Verdict.LIMITED_ACCOUNT
         return None
 
@@ -108,10 +114,14 @@ class Authenticator:
                 self._remember(self._fingerprint(user, password, client))
             return Verdict.ACCEPTED
         now = clock.wall()
-        self._failures.record([limiter.client_key(client), limiter.account_key(user)], now)
+        self._count([limiter.client_key(client), limiter.account_key(user)], now)
         if not await self._in_thread(_saved, self._failures_file, self._failures.snapshot(now)):
             self._alert_once()
         return Verdict.REFUSED
+
+    def _count(self, keys: Sequence[str], now: float) -> None:
+        self._failures.record(keys, now)
+        self.failed(keys, now)
 
     async def _in_thread(self, function: Callable[P, bool], *arguments: P.args, **named: P.kwargs) -> bool:
         call = functools.partial(function, *arguments, **named)
@@ -149,6 +159,10 @@ class Authenticator:
         self._cache[fingerprint] = clock.monotonic() + CACHE_SECONDS
         if len(self._cache) > CACHE_SIZE:
             del self._cache[next(iter(self._cache))]
+
+
+def _tell_nobody(_keys: Sequence[str], _at: float) -> None:
+    pass
 
 
 def _matches(hashed: str, password: bytes) -> bool:

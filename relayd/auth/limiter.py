@@ -7,6 +7,7 @@ caller. Knows nothing of passwords. Only `authenticator` uses it.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def load(file: Path) -> Limiter:
 
 def save(file: Path, snapshot: bytes) -> None:
     """Replace the file in one step; OSError. Not synced: a power cut may forget a minute's failures."""
-    draft = file.with_name(file.name + ".new")
+    draft = file.with_name(f"{file.name}.{os.getpid()}.new")  # worker processes share the file
     draft.write_bytes(snapshot)
     draft.chmod(0o600)
     draft.replace(file)

@@ -14,6 +14,7 @@ from relayd.cli.check import check
 from relayd.cli.demo import demo
 from relayd.cli.init import init
 from relayd.cli.serve import serve
+from relayd.cli.worker import worker
 
 app = typer.Typer(
     name="relayd",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (init, serve, check, demo):
     app.command()(command)
+app.command(hidden=True)(worker)
 app.add_typer(user.app, name="user")
 app.add_typer(queue.app, name="queue")
 app.add_typer(spool.app, name="spool")

@@ -1,4 +1,4 @@
-"""The demo's relay: `relayd serve` as a process of its own, over a scratch directory, on free loopback ports.
+"""The demo's relay: `relayd serve` with a worker for each CPU, over a scratch directory, on free loopback ports.
 
 Owns the configuration, the certificate, the user and the process. Called by `demo`.
 """

@@ -25,8 +25,13 @@ _MAX_PASSWORD = 1024
 
 def settings(config: Path | None) -> Settings:
     """The settings of `--config`; problems go to standard error, exit 78 (EX_CONFIG)."""
+    return loaded(config).settings
+
+
+def loaded(config: Path | None) -> load.Loaded:
+    """The same, with what they were made from."""
     try:
-        return load.load(config or load.find())
+        return load.loaded(config or load.find())
     except load.ConfigError as error:
         for problem in error.problems:
             output.errors.print(str(problem))

@@ -52,6 +52,17 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, (self.file, option, self.reason)))
 
 
+class Loaded(NamedTuple):
+    """Settings, the file they are from, and what it and the environment say: values of TOML and JSON, secrets in clear.
+
+    Another process makes the same settings of the latter (`trusted`), whatever has become of the file.
+    """
+
+    file: Path
+    raw: Raw
+    settings: Settings
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` holds every reason, never empty."""
 
@@ -90,7 +101,21 @@ def _may_exist(path: Path) -> bool:
 
 def load(path: Path) -> Settings:
     """The settings of `path` under the environment's; paths in them absolute. ConfigError with every problem."""
+    return loaded(path).settings
+
+
+def loaded(path: Path) -> Loaded:
+    """As `load`, with what the settings were made from."""
     raw = _merged(_read(path), _Environment(_Options)())
+    return Loaded(path, raw, _checked(path, raw))
+
+
+def trusted(path: Path, raw: Raw) -> Settings:
+    """The settings of what another process `loaded`: no file is looked at, as this one may not be allowed to."""
+    return _absolute(Settings.model_validate(raw), path.absolute().parent)
+
+
+def _checked(path: Path, raw: Raw) -> Settings:
     problems = list(_unknown_variables())
     try:
         settings, broken = Settings.model_validate(raw), set[str]()

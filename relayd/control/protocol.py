@@ -58,6 +58,10 @@ class StatusQuery(_Request, frozen=True, tag="status"):
 Request = QueueHold | QueueList | QueueShow | StatusQuery
 
 
+class RefusedError(Exception):
+    """A request cannot be granted; the text says why, to whoever asked."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """`result` when ok, else `error` says why not."""
 
@@ -115,6 +119,10 @@ class Status(msgspec.Struct, frozen=True):
     uptime: float
     queue: dict[str, int]
     oldest: float
+
+
+Answered = Done | Listing | MessageView | Status
+"""What a request is answered with."""
 
 
 class Matches:

@@ -9,28 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from relayd import clock, log, metrics
 from relayd.control import protocol
-from relayd.control.protocol import (
-    Answer,
-    Done,
-    QueueHold,
-    QueueList,
-    QueueShow,
-    Request,
-    Status,
-    StatusQuery,
-    socket_address,
-)
-from relayd.message import queue_id
-from relayd.spool.records import Message
-from relayd.spool.store import StoreError
+from relayd.control.answers import sent
+from relayd.control.protocol import Answer, Answered, Request, socket_address
 
 _SECONDS = 30
 """For a request to arrive, and for its answer to be read."""
@@ -44,19 +31,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Backend(Protocol):
-    """What the control socket asks of the service."""
+    """Who answers: one process, or the supervisor of several."""
 
-    def pages(self) -> AsyncIterator[list[Message]]:
-        """All live messages, a page at a time. StoreError."""
-
-    async def message(self, queue_id: str) -> Message | None:
-        """One live message. StoreError."""
-
-    async def hold(self, queue_id: str, *, held: bool) -> bool:
-        """Hold a message, or release it; False when there is none. StoreError."""
-
-    def status(self) -> Status:
-        """How the service is."""
+    async def answer(self, request: Request) -> Answered:
+        """What was asked for. RefusedError, StoreError."""
 
 
 class Control:
@@ -108,38 +86,10 @@ class Control:
 
     async def _answer(self, line: bytes) -> Answer:
         try:
-            return await self._perform(_decode(line))
+            request = _decode(line)
         except (msgspec.DecodeError, RecursionError) as error:
             return Answer(ok=False, error=f"malformed request: {error}")
-        except StoreError as error:
-            return Answer(ok=False, error=str(error))
-        except Exception:  # noqa: BLE001  # a bug in an answer must not end the service
-            metrics.bugs.inc()
-            log.bug("control")
-            return Answer(ok=False, error="internal error; the log has it")
-
-    async def _perform(self, request: Request) -> Answer:
-        match request:
-            case QueueList():
-                matches = protocol.Matches(request, clock.wall())
-                async for page in self._backend.pages():
-                    matches.look(page)
-                return _result(matches.listing())
-            case QueueShow(id=wanted):
-                message = await self._backend.message(wanted) if queue_id.is_valid(wanted) else None
-                if message is None:
-                    return Answer(ok=False, error="no such message")
-                return _result(protocol.view(message, clock.wall()))
-            case QueueHold(id=wanted, held=held):
-                if not (queue_id.is_valid(wanted) and await self._backend.hold(wanted, held=held)):
-                    return Answer(ok=False, error="no such message")
-                return _result(Done())
-            case StatusQuery():
-                return _result(self._backend.status())
-
-
-def _result(value: msgspec.Struct) -> Answer:
-    return Answer(ok=True, result=msgspec.Raw(_encode(value)))
+        return await sent(self._backend.answer(request), _encode)
 
 
 async def _within(waited: Awaitable[T]) -> T:

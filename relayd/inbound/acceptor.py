@@ -25,10 +25,20 @@ _SPENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class Acceptor:
     """Calls `welcome(socket, peer)` for each connection, on the event loop. The socket is then the callee's."""
 
-    def __init__(self, sock: socket.socket, welcome: Callable[[socket.socket, object], None], pause: float) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        welcome: Callable[[socket.socket, object], None],
+        pause: float,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """`pause`: seconds without accepting while descriptors are spent. `shared`: other processes accept here too."""
         self._socket = sock
         self._welcome = welcome
         self._pause = pause
+        # One at a time leaves the next one to whoever is idle, instead of taking it from them.
+        self._burst = 1 if shared else _BURST
         self._resume: asyncio.TimerHandle | None = None
         self._alerted = False
 
@@ -38,14 +48,14 @@ class Acceptor:
         asyncio.get_running_loop().add_reader(self._socket, self._ready)
 
     def stop(self) -> None:
-        """Accept no more and close the socket; connections that waited are reset by the kernel."""
+        """Accept no more and close the socket; what waits is reset by the kernel, unless others share the socket."""
         if self._resume:
             self._resume.cancel()
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
     def _ready(self) -> None:
-        for _ in range(_BURST):
+        for _ in range(self._burst):
             try:
                 connection, peer = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -11,15 +11,18 @@ import fcntl
 import functools
 import socket
 import termios
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from relayd import log, metrics
 from relayd.auth.authenticator import Authenticator
 from relayd.config.schema import Listener, ListenerKind, Settings
+from relayd.inbound import sockets
 from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.admission import Admission
 from relayd.inbound.policy import Policy, client_address
 from relayd.inbound.session import Session
+from relayd.inbound.sockets import ListenerError
 from relayd.inbound.terms import Terms, Timing
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -30,10 +33,6 @@ _STANDARD_TIMING = Timing()
 
 _NONE = bytes(4)
 """A C int of 0: so many octets wait to be read."""
-
-
-class ListenerError(OSError):
-    """A listener cannot be opened: the text says which and why."""
 
 
 class Bound(NamedTuple):
@@ -63,21 +62,26 @@ class Listeners:
         self._policy = Policy(settings)
         self._admission = Admission(settings.limits, self._policy)
         self._sockets: list[tuple[Listener, socket.socket]] = []
+        self._shared = False
         self._acceptors: list[Acceptor] = []
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._sweep_handle: asyncio.TimerHandle | None = None
 
     def bind(self) -> list[Bound]:
         """Take the addresses, before root is given up; connections are refused until `open`. ListenerError."""
-        with contextlib.ExitStack() as undo:
-            for listener in self._settings.listeners:
-                if listener.kind is not ListenerKind.RELAY and self._tls_context is None:
-                    raise ListenerError(f"listener {listener.bind}: kind {listener.kind.value} needs [tls]")
-                for sock in _bound(listener):
-                    undo.callback(sock.close)
-                    self._sockets.append((listener, sock))
-            undo.pop_all()
+        for listener in self._settings.listeners:
+            if listener.kind is not ListenerKind.RELAY and self._tls_context is None:
+                raise ListenerError(f"listener {listener.bind}: kind {listener.kind.value} needs [tls]")
+        self._take(sockets.bind(self._settings.listeners))
         return self._bound()
+
+    def adopt(self, shared: Sequence[sockets.Bound]) -> None:
+        """Serve on these instead, which other processes accept from too."""
+        self._take(shared)
+        self._shared = True
+
+    def _take(self, bound: Sequence[sockets.Bound]) -> None:
+        self._sockets = [(self._settings.listeners[one.listener], one.socket) for one in bound]
 
     async def open(self) -> list[Bound]:
         """Serve; binds first where `bind` was not called. ListenerError."""
@@ -85,7 +89,7 @@ class Listeners:
             self.bind()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
-            acceptor = Acceptor(sock, welcome, self._timing.accept_pause)
+            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, shared=self._shared)
             acceptor.start()
             self._acceptors.append(acceptor)
         self._sweep()
@@ -177,29 +181,6 @@ class Listeners:
 
     def _bound(self) -> list[Bound]:
         return [Bound(listener.kind.value, *sock.getsockname()[:2]) for listener, sock in self._sockets]
-
-
-def _bound(listener: Listener) -> list[socket.socket]:
-    """A listener's sockets: one for each address its name has."""
-    try:
-        found = socket.getaddrinfo(listener.bind.host, listener.bind.port, type=socket.SOCK_STREAM)
-        return [_socket(family, address) for family, *_, address in found]
-    except OSError as error:
-        raise ListenerError(f"listener {listener.bind}: {error.strerror or error}") from None
-
-
-def _socket(family: int, address: tuple[object, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _talks_already(sock: socket.socket) -> bool:

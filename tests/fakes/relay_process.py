@@ -48,7 +48,7 @@ class RelayProcess:
     """relayd over `directory`: three listeners, loopback trusted, all mail to `next_hops` unless `routes` say more.
 
     ports: by kind of listener, and "admin". ca: PEM file of the authority that signed the certificate.
-    limits, delivery: lines of these tables. extra: further tables, those not written here.
+    limits, delivery: lines of these tables. extra: further tables, those not written here. workers: processes that serve.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class RelayProcess:
         limits: str = 'disk_reserve = "16MB"',
         delivery: str = "",
         extra: str = "",
+        workers: int = 1,
     ) -> None:
         self.directory = directory
         self.configuration = directory / "relayd.toml"
@@ -69,7 +70,7 @@ class RelayProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self._certify()
         by_domain = {**(routes or {}), **({"*": next_hops} if next_hops else {})}
-        self.configuration.write_text(self._text(by_domain, retry_schedule, limits, delivery) + extra, encoding="utf-8")
+        self.configuration.write_text(self._text(by_domain, retry_schedule, limits, delivery, workers) + extra, encoding="utf-8")
 
     def _certify(self) -> None:
         authority = trustme.CA()
@@ -79,7 +80,12 @@ class RelayProcess:
         (self.directory / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
 
     def _text(
-        self, routes: Mapping[str, Sequence[int]], retry_schedule: Sequence[str], limits: str, delivery: str
+        self,
+        routes: Mapping[str, Sequence[int]],
+        retry_schedule: Sequence[str],
+        limits: str,
+        delivery: str,
+        workers: int,
     ) -> str:
         listeners = "".join(
             f'[[listeners]]\nbind = "{HOST}:{self.ports[kind]}"\nkind = "{kind}"\n' for kind in KINDS
@@ -90,7 +96,7 @@ class RelayProcess:
             for domain, ports in routes.items()
         )
         return (
-            f'hostname = "{HOSTNAME}"\nworkers = 1\n'
+            f'hostname = "{HOSTNAME}"\nworkers = {workers}\n'
             '[tls]\ncertificate = "cert.pem"\nprivate_key = "key.pem"\n'
             '[relay]\ntrusted_networks = ["127.0.0.0/8"]\n'
             f"[limits]\n{limits}\n"

@@ -320,12 +320,18 @@ async def test_a_second_signal_cuts(relay: Relay, sink: Sink, eventually) -> Non
     assert json.loads(read.stdout)["total"] == 1
 
 
+def become_nobody(relay: Relay) -> None:
+    """In one process: the program of others could lie where only root can enter."""
+    text = relay.config.read_text().replace('# user = "relayd"', 'user = "nobody"')
+    relay.config.write_text(re.sub("# workers = .*", "workers = 1", text))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_root_is_given_up(relay: Relay, sink: Sink, eventually) -> None:  # type: ignore[no-untyped-def]
     for directory in itertools.takewhile(lambda path: path != Path(tempfile.gettempdir()), relay.directory.parents):
         directory.chmod(0o755)
     await asyncio.to_thread(relay.run, "user", "remove", "ada")
-    relay.config.write_text(relay.config.read_text().replace('# user = "relayd"', 'user = "nobody"'))
+    become_nobody(relay)
     added = await asyncio.to_thread(relay.run, "user", "add", "ada", "--password-stdin", stdin=PASSWORD)
     assert added.returncode == 0
     await sink.open()
@@ -345,7 +351,7 @@ async def test_the_users_file_of_init_is_readable_after_root(relay: Relay) -> No
     """Whatever root does with it later: the file that replaces it has the same owner from its first moment."""
     for directory in relay.directory.parents[:3]:
         directory.chmod(0o755)
-    relay.config.write_text(relay.config.read_text().replace('# user = "relayd"', 'user = "nobody"'))
+    become_nobody(relay)
     await relay.start()
     owner = (relay.directory / "spool").stat().st_uid
     assert (relay.directory / "users").stat().st_uid == owner != 0

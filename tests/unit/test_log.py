@@ -140,3 +140,13 @@ def test_standard_output_is_never_closed(tmp_path: Path, monkeypatch: pytest.Mon
     log.configure(str(tmp_path / "log"), "info")
     log.configure("-", "info")
     assert not ours.buffer.closed
+
+
+@pytest.mark.parametrize("lengths", [[], [10], [4096], [4097], [4000, 97], [3000, 1096, 1], [5000, 10, 5000], [100] * 100])
+def test_what_goes_into_a_pipe_at_once_stays_together(lengths):
+    """Lines of several processes in one pipe: each stays whole, as no write is longer than a pipe keeps together."""
+    lines = [bytes(length) for length in lengths]
+    portions = log._portions(lines)
+    assert [line for portion in portions for line in portion] == lines
+    assert all(sum(map(len, portion)) <= 4096 or len(portion) == 1 for portion in portions)
+    assert len(portions) <= 2 * sum(lengths) // 4096 + 1

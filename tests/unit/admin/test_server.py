@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from relayd import metrics
 from relayd.admin import server
@@ -25,6 +26,9 @@ class Backend:
     def unready(self) -> str:
         self.threads.add(threading.get_ident())
         return self.reason
+
+    async def metrics(self) -> CollectorRegistry:
+        return metrics.REGISTRY
 
 
 class Answer(NamedTuple):

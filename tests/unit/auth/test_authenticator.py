@@ -96,3 +96,21 @@ async def test_an_unwritable_failures_file_is_an_alert_and_no_error(tmp_path, mo
         assert await proof.check("alice", b"guess", f"192.0.2.{n}") is Verdict.REFUSED
     assert len(alerts) == 1
     proof.close()
+
+
+async def test_processes_that_tell_each_other_of_failures_count_as_one(tmp_path):
+    (tmp_path / "users").write_text(ALICE)
+    proofs = [Authenticator(tmp_path / "users", tmp_path / "failures") for _ in range(2)]
+    for one, other in (proofs, reversed(proofs)):
+        one.failed = other.heard
+    for n in range(5):
+        assert await proofs[n % 2].check("alice", b"guess", f"192.0.2.{n}") is Verdict.REFUSED
+    for proof in proofs:
+        assert await proof.check("alice", b"wonderland", "198.51.100.1") is Verdict.LIMITED_ACCOUNT
+    for _ in range(3):
+        await proofs[0].check("alice", b"guess", "198.51.100.1")
+    assert [await proof.check("bob", b"guess", "198.51.100.1") for proof in proofs] == [Verdict.LIMITED_CLIENT] * 2
+    later = Authenticator(tmp_path / "users", tmp_path / "failures")
+    assert await later.check("alice", b"wonderland", "203.0.113.1") is Verdict.LIMITED_ACCOUNT
+    for proof in (*proofs, later):
+        proof.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relayd.control import client, protocol
+from relayd.control.answers import Answers
 from relayd.control.protocol import Listing, MessageView, QueueList, QueueShow, Status, StatusQuery
 from relayd.control.server import Control
 from relayd.message import queue_id
@@ -61,7 +62,7 @@ class Backend:
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     backend = Backend()
-    control = Control(tmp_path, backend)
+    control = Control(tmp_path, Answers(backend))
     await control.start()
     yield backend
     await control.close()
@@ -194,7 +195,7 @@ async def test_a_stale_socket_is_no_server_and_is_replaced(tmp_path: Path) -> No
         stale.bind(str(tmp_path / protocol.SOCKET))
     with pytest.raises(client.NoServerError):
         client.ask(tmp_path, StatusQuery(), Status)
-    control = Control(tmp_path, Backend())
+    control = Control(tmp_path, Answers(Backend()))
     await control.start()
     assert await asyncio.to_thread(client.ask, tmp_path, StatusQuery(), Status) == STATUS
     await control.close()
@@ -203,7 +204,7 @@ async def test_a_stale_socket_is_no_server_and_is_replaced(tmp_path: Path) -> No
 async def test_a_path_too_long_for_a_socket_address(tmp_path: Path) -> None:
     spool = tmp_path.joinpath(*["a-directory-of-forty-characters-in-length"] * 4)
     spool.mkdir(parents=True)
-    control = Control(spool, Backend())
+    control = Control(spool, Answers(Backend()))
     await control.start()
     assert await asyncio.to_thread(client.ask, spool, StatusQuery(), Status) == STATUS
     await control.close()
@@ -216,7 +217,7 @@ async def test_closing_ends_idle_conversations(tmp_path: Path) -> None:
     """Without a word to the loop's exception handler, whose words are errors in the log."""
     errors: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
-    control = Control(tmp_path, Backend())
+    control = Control(tmp_path, Answers(Backend()))
     await control.start()
     reader, writer = await asyncio.open_unix_connection(tmp_path / protocol.SOCKET)
     writer.write(b'{"command": "status"}\n')
@@ -228,7 +229,7 @@ async def test_closing_ends_idle_conversations(tmp_path: Path) -> None:
 
 
 async def test_closing_on_a_disk_that_lets_nothing_be_removed(tmp_path: Path) -> None:
-    control = Control(tmp_path, Backend())
+    control = Control(tmp_path, Answers(Backend()))
     await control.start()
     (tmp_path / protocol.SOCKET).unlink()
     (tmp_path / protocol.SOCKET).mkdir()
