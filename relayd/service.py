@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from relayd.outbound.dispatcher import Dispatcher
 from relayd.outbound.feed import Feed
 from relayd.outbound.routing import Router
 from relayd.resolver.client import Resolver
+from relayd.scheduler import lease_messages
 from relayd.scheduler.classes import Interactive
 from relayd.scheduler.scheduler import Scheduler
 from relayd.spool import holding, recovery
@@ -67,10 +68,16 @@ class Service:
     `stop` is right after any of them, and after a failed one.
     """
 
-    def __init__(self, settings: Settings, share: Share = ALONE) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        share: Share = ALONE,
+        ask_broker: Callable[[Sequence[lease_messages.Request]], None] | None = None,
+    ) -> None:
         """Make the parts; called in the event loop's thread, opens nothing.
 
         What serves a share has no admin port and no control socket, adopts its listeners' sockets, and is not bound.
+        ask_broker: asks for what the shares divide among them, connections to sites; `dispatcher.granted` answers.
         """
         self._settings = settings
         self._share = share
@@ -86,7 +93,8 @@ class Service:
             draining=range(settings.shards, MAX_SHARDS),
         )
         self.scheduler = Scheduler(
-            Interactive(frozenset(settings.delivery.interactive_accounts), settings.delivery.interactive_share)
+            Interactive(frozenset(settings.delivery.interactive_accounts), settings.delivery.interactive_share),
+            leased=ask_broker is not None,
         )
         self.resolver = Resolver(settings.dns.nameservers, settings.hostname)
         self.dispatcher = Dispatcher(
@@ -98,6 +106,7 @@ class Service:
             scheduler=self.scheduler,
             resolver=self.resolver,
             random=random.Random(),
+            ask_broker=ask_broker,
         )
         self.queue.added = self.dispatcher.add
         self.feed = Feed(self.queue, self.scheduler, self.dispatcher.add)

@@ -92,9 +92,12 @@ class Channel:
         reader, writer = await asyncio.open_unix_connection(sock=sock)
         return cls(reader, writer, peer)
 
-    def tell(self, note: Note) -> bool:
-        """Send a note; False when the peer is gone or does not read."""
-        return self._send(_Told(note))
+    def tell(self, note: Note, *, surely: bool = False) -> bool:
+        """Send a note; False when the peer is gone or does not read. surely: who does not read gets it all the same.
+
+        For notes that are few of themselves, and of which none may be missing.
+        """
+        return self._send(_Told(note), at_any_length=surely)
 
     async def ask(self, question: Question, kind: type[T], seconds: float) -> T:
         """The peer's answer within that time. ChannelError, RefusedError."""

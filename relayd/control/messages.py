@@ -9,6 +9,7 @@ import msgspec
 
 from relayd.control.protocol import Request, Status
 from relayd.control.snapshot import Family
+from relayd.scheduler import lease_messages
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="command"):
@@ -48,6 +49,12 @@ class Reload(_Message, frozen=True, tag="reload"):
     """A note: open the log file anew, renew what changed outside of the configuration."""
 
 
+class LeasesGranted(_Message, frozen=True, tag="leases.granted"):
+    """A note: what the machine's broker gives the worker of sites, and wants back."""
+
+    replies: list[lease_messages.Reply]
+
+
 class ReportQuery(_Message, frozen=True, tag="report.query"):
     """A question, answered by a Report."""
 
@@ -69,6 +76,12 @@ class StartFailed(_Message, frozen=True, tag="start.failed"):
     code: int
 
 
+class LeasesAsked(_Message, frozen=True, tag="leases.asked"):
+    """A note: what the worker could use of sites, gives back of them, and how they took it."""
+
+    requests: list[lease_messages.Request]
+
+
 # --- both ways ------------------------------------------------------------------------------------------------------
 
 
@@ -80,4 +93,4 @@ class LoginFailed(_Message, frozen=True, tag="login.failed"):
 
 
 Question = Request | ReportQuery
-Note = Setup | Drain | Cut | Reload | Report | StartFailed | LoginFailed
+Note = Setup | Drain | Cut | Reload | Report | StartFailed | LoginFailed | LeasesAsked | LeasesGranted

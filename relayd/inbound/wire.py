@@ -137,7 +137,7 @@ class Wire(aiosmtpd.smtp.SMTP):
     def take(self) -> bytes | None:
         """A line off the buffer, its LF included; of one over MAX_LINE the first MAX_LINE + 1 octets and the LF.
 
-        O(what is buffered): nearly always that is one line, and copies of at most HIGH_WATER cost less than finding out.
+        O(what is buffered): nearly always that is one line, and copies of it cost less than finding out.
         """
         if not self._input and not self._reading_paused:
             return None
