@@ -24,7 +24,9 @@ Made by `python -m relayd.admin.reference` from `relayd/metrics.py` and `relayd/
 ## Metrics
 
 On `GET /metrics` of `[admin] bind`, as Prometheus text or OpenMetrics. Beside these there are `process_…` (CPU, memory,
-descriptors; Linux) and `python_gc_…`. Labels take values of closed sets only: never a domain, address, user or host.
+descriptors; Linux) and `python_gc_…`, where several processes serve one series for each, labelled `worker`: its number,
+or `supervisor`. All others are of the whole relay. Labels take values of closed sets only: never a domain, address,
+user or host.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

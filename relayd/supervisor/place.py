@@ -117,7 +117,6 @@ class Place:
 
     async def roll(self, reason: str) -> None:
         """Replace the process; returns when the next one takes mail."""
-        self._hurry.set()
         if process := self._process:
             process.drain(reason)
             await process.ended.wait()
@@ -126,9 +125,13 @@ class Place:
     def stop(self, reason: str) -> None:
         """Let the process drain; `keep` ends with it."""
         self._stopping = reason
-        self._hurry.set()
+        self.hurry()
         if self._process:
             self._process.drain(reason)
+
+    def hurry(self) -> None:
+        """Wait no longer to start a process, where one is waited to be started."""
+        self._hurry.set()
 
     def cut(self) -> None:
         """Let the process end now."""

@@ -112,7 +112,11 @@ class Supervisor:
         log.rotated()
         for place in self._places:
             place.tell(Reload())
-        self._changed.set()
+        # At once, though a roll may be waiting for a worker that the former configuration keeps from starting.
+        if self._take_up():
+            self._changed.set()
+            for place in self._places:
+                place.hurry()
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -145,13 +149,8 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            try:
-                if self._take_up():
-                    for place in self._places:
-                        await place.roll("reload")
-            except Exception:  # noqa: BLE001  # the next reload is to be heard
-                metrics.bugs.inc()
-                log.bug("reload")
+            for place in self._places:
+                await place.roll("reload")
 
     def _take_up(self) -> bool:
         """Read the configuration anew; where it is wrong the former one stays."""
