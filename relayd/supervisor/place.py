@@ -37,6 +37,12 @@ class Desk(Protocol):
     def setup(self, number: int) -> Setup:
         """What the next process of a place is to be told."""
 
+    def begun(self, sender: Place) -> None:
+        """A process is in the place."""
+
+    def ended(self, sender: Place) -> None:
+        """It is there no more."""
+
     def told(self, sender: Place, note: Note) -> None:
         """A worker's note."""
 
@@ -91,9 +97,13 @@ class Place:
         """One process, from start to end; whether it ended unasked. OSError, WorkerFailedError: it never took mail."""
         process = await WorkerProcess.start(self._desk.setup(self.number), self)
         self._process = process
+        self._desk.begun(self)
         if self._stopping:
             process.drain(self._stopping)
-        status = await process.wait()
+        try:
+            status = await process.wait()
+        finally:
+            self._desk.ended(self)
         self._process = None
         self._ready.clear()
         if process.report:

@@ -21,7 +21,7 @@ from relayd.config import load
 from relayd.config.load import ConfigError, Loaded
 from relayd.control import snapshot
 from relayd.control.answers import NO_SUCH_MESSAGE
-from relayd.control.messages import LoginFailed, Note, Question, Reload, Setup
+from relayd.control.messages import LeasesAsked, LeasesGranted, LoginFailed, Note, Question, Reload, Setup
 from relayd.control.protocol import (
     Answered,
     Done,
@@ -38,6 +38,7 @@ from relayd.control.protocol import (
 from relayd.control.server import Control
 from relayd.inbound import sockets
 from relayd.message import queue_id
+from relayd.outbound.brokerage import Brokerage
 from relayd.service import make_directories
 from relayd.supervisor import merging
 from relayd.supervisor.place import Place
@@ -61,6 +62,7 @@ class Supervisor:
         self._sockets: Sequence[sockets.Bound] = ()
         self._admin: Admin | None = None
         self._control = Control(loaded.settings.spool.path, self)
+        self._brokerage = Brokerage()
         self._places = [Place(number, self) for number in range(loaded.settings.workers)]
         self._keeping: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -97,6 +99,7 @@ class Supervisor:
             self._rolling.cancel()
             await asyncio.gather(self._rolling, return_exceptions=True)
         await asyncio.gather(*self._keeping)
+        self._brokerage.close()
         await self._control.close()
         if self._admin:
             await self._admin.close()
@@ -133,12 +136,23 @@ class Supervisor:
             sockets=[(bound.listener, bound.socket.fileno()) for bound in self._sockets],
         )
 
+    def begun(self, sender: Place) -> None:
+        """Its process leases what it needs of sites."""
+        self._brokerage.join(sender.number, lambda replies: sender.tell(LeasesGranted(list(replies))))
+
+    def ended(self, sender: Place) -> None:
+        """What it had of sites is free."""
+        self._brokerage.leave(sender.number)
+
     def told(self, sender: Place, note: Note) -> None:
-        """Pass on what concerns the others."""
-        if isinstance(note, LoginFailed):
-            for place in self._places:
-                if place is not sender:
-                    place.tell(note)
+        """Pass on what concerns the others, divide what all have together."""
+        match note:
+            case LoginFailed():
+                for place in self._places:
+                    if place is not sender:
+                        place.tell(note)
+            case LeasesAsked(requests):
+                self._brokerage.receive(sender.number, requests)
 
     async def asked(self, sender: Place, question: Question) -> msgspec.Struct:
         """Workers have nothing to ask yet."""

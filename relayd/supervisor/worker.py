@@ -13,7 +13,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,8 @@ from relayd.control.channel import Channel
 from relayd.control.messages import (
     Cut,
     Drain,
+    LeasesAsked,
+    LeasesGranted,
     LoginFailed,
     Note,
     Question,
@@ -38,6 +40,7 @@ from relayd.control.messages import (
 )
 from relayd.control.protocol import RefusedError
 from relayd.inbound.sockets import Bound
+from relayd.scheduler import lease_messages
 from relayd.service import DRAIN_SECONDS, Service, Share
 from relayd.supervisor import failure
 
@@ -95,7 +98,7 @@ class Worker:
     async def _serve(self, channel: Channel) -> int:
         await self._begun.wait()
         if self._setup is not None:
-            self._service = _service(self._setup)
+            self._service = _service(self._setup, functools.partial(_ask_broker, channel))
             self._service.authenticator.failed = functools.partial(_tell_of_failure, channel)
             await self._work(self._service, channel)
         return os.EX_OK
@@ -145,6 +148,8 @@ class Worker:
                 self._service.reload()
             case LoginFailed(keys, at) if self._service:
                 self._service.authenticator.heard(keys, at)
+            case LeasesGranted(replies) if self._service:
+                self._service.dispatcher.granted(replies)
 
     async def _watch(self, channel: Channel) -> None:
         """Nothing that was accepted is lost by an end at once; going on without a supervisor would keep the shards."""
@@ -166,12 +171,12 @@ class Worker:
 # --- a share of the relay -------------------------------------------------------------------------------------------
 
 
-def _service(setup: Setup) -> Service:
+def _service(setup: Setup, ask_broker: Callable[[Sequence[lease_messages.Request]], None]) -> Service:
     """The service of this worker's share. OSError, StoreError, TlsError."""
     settings = portion(load.trusted(Path(setup.file), setup.options), setup.workers)
     log.configure(str(settings.log.file), settings.log.level)
     with _readable(settings, setup) as readable:
-        service = Service(readable, Share(setup.number, setup.workers))
+        service = Service(readable, Share(setup.number, setup.workers), ask_broker)
     service.listeners.adopt([Bound(listener, _inherited(descriptor)) for listener, descriptor in setup.sockets])
     return service
 
@@ -207,6 +212,10 @@ def _inherited(descriptor: int) -> socket.socket:
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock
+
+
+def _ask_broker(channel: Channel, requests: Sequence[lease_messages.Request]) -> None:
+    channel.tell(LeasesAsked(list(requests)), surely=True)
 
 
 def _tell_of_failure(channel: Channel, keys: Sequence[str], at: float) -> None:

@@ -16,7 +16,17 @@ import msgspec
 
 from relayd import clock, log
 from relayd.control.channel import Channel, ChannelError, Peer
-from relayd.control.messages import Cut, Drain, Note, Question, Report, ReportQuery, Setup, StartFailed
+from relayd.control.messages import (
+    Cut,
+    Drain,
+    LeasesGranted,
+    Note,
+    Question,
+    Report,
+    ReportQuery,
+    Setup,
+    StartFailed,
+)
 from relayd.control.protocol import RefusedError
 
 STOP_SECONDS = 27.5
@@ -111,8 +121,8 @@ class WorkerProcess:
         self._kill_within(CUT_SECONDS)
 
     def tell(self, note: Note) -> None:
-        """A note, which is lost on one that is hung."""
-        self._channel.tell(note)
+        """A note, which is lost on one that is hung; but not what it leases: that is no more than it asked for."""
+        self._channel.tell(note, surely=isinstance(note, LeasesGranted))
 
     async def ask(self, question: Question, kind: type[T], seconds: float) -> T:
         """Its answer. ChannelError, RefusedError."""
