@@ -166,8 +166,8 @@ class Place:
         return merging.added([merging.labelled(report.families, str(self.number)) if report else [], self._totals])
 
     async def refresh(self) -> None:
-        """Have the process report now, if there is one that answers; within two seconds."""
-        if self._process and not self.silent:
+        """Have the process report now, if there is one that takes mail and answers; within two seconds."""
+        if self._process and self.status and not self.silent:
             await self._process.refresh()
 
     async def ask(self, question: Question, kind: type[T], seconds: float) -> T:

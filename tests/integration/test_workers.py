@@ -22,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_met
 from relayd.control import client
 from relayd.control.protocol import MessageView, QueueHold, QueueList, QueueShow, Status, StatusQuery
 from relayd.message import queue_id
-from tests.crash.stage import RESTART_SECONDS, Stage, loading, until
+from tests.crash.stage import RESTART_SECONDS, Stage, content, loading, until
+from tests.fakes.judge import Judge
+from tests.fakes.limited_peer import LimitedPeer
 from tests.fakes.relay_process import RelayProcess
 from tests.fakes.sender import Sender
 
@@ -419,3 +421,22 @@ async def guess(relay: RelayProcess, context: ssl.SSLContext) -> bytes:
             pass
         writer.write(b"AUTH PLAIN " + proof + b"\r\n")
         return await reader.readuntil(b"\r\n")
+
+
+async def test_a_limit_of_a_site_holds_for_all_workers_together(tmp_path):
+    """Four workers, all with mail for it, three connections: never a fourth, and all of it arrives."""
+    judge = Judge(content)
+    async with LimitedPeer(service=0.01, on_message=judge.take) as peer:
+        route = f'[[routes]]\ndomains = ["*"]\nnext_hops = ["127.0.0.1:{peer.port}"]\nconnections = 3\n'
+        async with RelayProcess(tmp_path, workers=4, extra=route) as relay:
+            sent, shards = 0, set[int]()
+            async with asyncio.timeout(60):
+                while len(shards) < 4:
+                    await Sender(relay.ports["relay"], judge, sessions=16).send(range(sent, sent + 64))
+                    sent += 64
+                    shards = {queue_id.shard_of(event["id"]) for event in relay.log_events("accepted")}
+            await relay.emptied()
+    assert peer.most <= 3
+    verdict = judge.verdict()
+    assert verdict.faults() == {}
+    assert len(judge.acknowledged) == sent
