@@ -34,7 +34,8 @@ class LeasedSites(Sites):
         self._stirred: dict[Lease, None] = {}
         self._looks: list[tuple[float, int, Lease]] = []
         self._numbers = itertools.count()
-        self._replies: list[Request] = []
+        self._unwanted: list[Request] = []
+        """What came though nothing was wanted any more, and goes back."""
 
     def __len__(self) -> int:
         return super().__len__() + len(self._leases) + len(self._looks)
@@ -44,7 +45,7 @@ class LeasedSites(Sites):
     @property
     def stirred(self) -> bool:
         """Whether `surplus` and `requests` may have something to say."""
-        return bool(self._stirred or self._replies)
+        return bool(self._stirred or self._unwanted)
 
     def held(self, site: Site) -> int:
         """Connections to the site that there may be."""
@@ -67,7 +68,7 @@ class LeasedSites(Sites):
 
     def requests(self, now: float, *, starts: bool = True) -> list[Request]:
         """What the broker is to be told; once. starts: whether what waits will start when it may."""
-        told, self._replies = self._replies, []
+        told, self._unwanted = self._unwanted, []
         while self._stirred:
             lease, _ = self._stirred.popitem()
             queue = self._of(lease)
@@ -89,7 +90,7 @@ class LeasedSites(Sites):
         if lease is None:
             if isinstance(reply, Grant) and reply.more:
                 # It crossed the message that nothing is wanted any more.
-                self._replies.append(Want(reply.site, 0, returned=reply.more))
+                self._unwanted.append(Want(reply.site, 0, returned=reply.more))
             return
         queue = self._of(lease)
         if isinstance(reply, Grant):
