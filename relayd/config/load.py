@@ -107,7 +107,7 @@ def load(path: Path) -> Settings:
 def loaded(path: Path) -> Loaded:
     """As `load`, with what the settings were made from."""
     raw = _merged(_read(path), _Environment(_Options)())
-    return Loaded(path, raw, _checked(path, raw))
+    return Loaded(path, raw, checked(path, raw))
 
 
 def trusted(path: Path, raw: Raw) -> Settings:
@@ -115,7 +115,8 @@ def trusted(path: Path, raw: Raw) -> Settings:
     return _absolute(Settings.model_validate(raw), path.absolute().parent)
 
 
-def _checked(path: Path, raw: Raw) -> Settings:
+def checked(path: Path, raw: Raw) -> Settings:
+    """The settings of what `path` and the environment say. ConfigError with every problem."""
     problems = list(_unknown_variables())
     try:
         settings, broken = Settings.model_validate(raw), set[str]()

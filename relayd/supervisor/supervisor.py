@@ -171,21 +171,20 @@ class Supervisor:
         former = self._loaded
         try:
             found = load.loaded(former.file)
-            pems = _pems(found)
+            fixed = [name for name in FIXED if getattr(found.settings, name) != getattr(former.settings, name)]
+            if fixed:
+                log.alert("options changed that take a restart", options=fixed)
+            raw = {name: value for name, value in found.raw.items() if name not in FIXED}
+            raw |= {name: value for name, value in former.raw.items() if name in FIXED}
+            # Looked at once more: what is new may contradict what stays.
+            taken = Loaded(former.file, raw, load.checked(former.file, raw))
+            self._loaded, self._pems = taken, _pems(taken)
         except ConfigError as error:
             log.alert("configuration not taken up", problems=[str(problem) for problem in error.problems])
             return False
         except OSError as error:
             log.alert("configuration not taken up", problems=[str(error)])
             return False
-        fixed = [name for name in FIXED if getattr(found.settings, name) != getattr(former.settings, name)]
-        if fixed:
-            log.alert("options changed that take a restart", options=fixed)
-        raw = {name: value for name, value in found.raw.items() if name not in FIXED}
-        raw |= {name: value for name, value in former.raw.items() if name in FIXED}
-        kept = {name: getattr(former.settings, name) for name in FIXED}
-        self._loaded = Loaded(former.file, raw, found.settings.model_copy(update=kept))
-        self._pems = pems
         return True
 
     # --- what admin and control ask -----------------------------------------------------------------------------------
