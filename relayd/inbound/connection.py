@@ -147,6 +147,7 @@ class Connection(Wire):
         """Answer STARTTLS and become a TLS connection, as new; the session ends when that fails."""
         self.say(reply.SEND_TLS)
         self.write()
+        self.starting_tls = True
         try:
             transport = await self.loop.start_tls(
                 self.transport, self, context, server_side=True, ssl_handshake_timeout=self.terms.timing.handshake
@@ -155,6 +156,8 @@ class Connection(Wire):
             log.session_refused(self.client, f"TLS handshake: {reply.printable(str(error).encode())}")
             self.cut()
             return
+        finally:
+            self.starting_tls = False
         if transport is None or transport.is_closing():
             # The client left during the handshake, and nobody else will tell us.
             self.cut()

@@ -100,8 +100,13 @@ class Listeners:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
-        for session in self._sessions.values():
-            session.drain()
+        for task, session in self._sessions.items():
+            if session.shakes_hands:
+                # Nothing is begun, and a client that stops there would hold everybody up for all of the time.
+                session.cut()
+                task.cancel()
+            else:
+                session.drain()
         try:
             if self._sessions:
                 await asyncio.wait(self._sessions, timeout=seconds)

@@ -61,6 +61,7 @@ class Wire(aiosmtpd.smtp.SMTP):
         self.incoming: Incoming | None = None
         """The message that arrives now: then octets are its, not commands."""
         self.writing_paused = False
+        self.starting_tls = False
         self._connected = False
         self._input = b""
         self._output: list[bytes] = []
@@ -147,6 +148,11 @@ class Wire(aiosmtpd.smtp.SMTP):
         self._input = line[: MAX_LINE + 1]
         self.resume_reading()
         return None
+
+    @property
+    def shakes_hands(self) -> bool:
+        """Whether it is not yet, or not again, a connection on which something can be said."""
+        return self.starting_tls or not self._connected
 
     def unread(self) -> bool:
         """Whether the client sent something behind what was taken."""
