@@ -86,13 +86,19 @@ async def test_drain_cuts_what_does_not_end(inbound):
     assert inbound.memory.used == 0
 
 
+async def reply(reader: asyncio.StreamReader) -> None:
+    while (await reader.readline())[3:4] == b"-":
+        pass
+
+
 async def in_the_handshake(inbound, kind) -> asyncio.StreamWriter:
     """A client that has begun TLS and says no more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
     if kind == "submission":
         for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
-            await reader.readline()
+            await reply(reader)
             writer.write(said)
+        await reply(reader)
     writer.write(b"\x16\x03\x01")
     return writer
 
