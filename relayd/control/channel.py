@@ -138,7 +138,7 @@ class Channel:
                     raise ValueError(f"a frame of {length} octets")  # noqa: TRY301  # as what cannot be decoded
                 self._take(_decode(await self._reader.readexactly(length)))
         except (OSError, asyncio.IncompleteReadError):
-            pass
+            pass  # the peer has ended: `closed` says so
         except Exception:  # noqa: BLE001  # what it reads next would mean nothing
             metrics.bugs.inc()
             log.bug("channel")

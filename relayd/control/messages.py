@@ -1,6 +1,7 @@
-"""What supervisor and workers tell and ask each other over a channel. A new kind is a struct here, and in `Message`.
+"""What supervisor and workers tell and ask each other over a channel.
 
-Questions have an answer, notes have none. Requests of the control socket (`protocol`) are questions to workers too.
+A new kind is a struct here, and in `Question` or `Note`. Questions have an answer, notes have none. Requests of the
+control socket (`protocol`) are questions to workers too.
 """
 
 from __future__ import annotations

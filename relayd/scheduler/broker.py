@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from relayd.message.site import Site
 from relayd.scheduler.division import Division
-from relayd.scheduler.lease import NEVER
 from relayd.scheduler.lease_messages import Pace, Reply, Request, Share
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.sites import MAX_IDLE, MEMORY
 
 TURN = 2.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from relayd.message.site import Site
-from relayd.scheduler.lease import NEVER
 from relayd.scheduler.lease_messages import Back, Broken, Crowded, Grant, Recall, Want
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.shares import Shares
 from relayd.scheduler.window import START, Window
 

@@ -12,12 +12,11 @@ import msgspec
 
 from relayd.message.site import Site
 from relayd.scheduler.lease_messages import Back, Broken, Crowded, Request, Want
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.window import START
 
 FIRST_PATIENCE, LONGEST_PATIENCE = 10, 1280
 """Messages served with all connections in use after which the broker is told; doubled while it grants none for that."""
-
-NEVER = float("inf")
 
 _ALL = sys.maxsize
 

@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Iterator
 
 from relayd.message.site import Site
-from relayd.scheduler.classes import ClassQueue, Interactive
+from relayd.scheduler.classes import Interactive
 from relayd.scheduler.entry import Entry
-from relayd.scheduler.lease import NEVER, Lease
+from relayd.scheduler.lease import Lease
 from relayd.scheduler.lease_messages import Grant, Pace, Recall, Reply, Request, Want
 from relayd.scheduler.limits import Limits
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.site_queue import SiteQueue
 from relayd.scheduler.sites import Sites
 
@@ -29,7 +30,7 @@ class LeasedSites(Sites):
     """
 
     def __init__(self, interactive: Interactive) -> None:
-        super().__init__(interactive)
+        super().__init__(interactive, self._leased)
         self._leases: dict[Site, Lease] = {}
         self._stirred: dict[Lease, None] = {}
         self._looks: list[tuple[float, int, Lease]] = []
@@ -63,7 +64,7 @@ class LeasedSites(Sites):
         """Sites with more connections than are theirs for much longer, and how many idle ones each may keep."""
         for lease in self._stirred:
             if lease.open > lease.size:
-                queue = self._of(lease)
+                queue = self._queue(lease)
                 yield lease.site, max(0, lease.size - (queue.busy if queue else 0))
 
     def requests(self, now: float, *, starts: bool = True) -> list[Request]:
@@ -71,7 +72,7 @@ class LeasedSites(Sites):
         told, self._unwanted = self._unwanted, []
         while self._stirred:
             lease, _ = self._stirred.popitem()
-            queue = self._of(lease)
+            queue = self._queue(lease)
             if queue is None:
                 told += lease.settle(0, waits=False, blocked=False)
             else:
@@ -92,7 +93,7 @@ class LeasedSites(Sites):
                 # It crossed the message that nothing is wanted any more.
                 self._unwanted.append(Want(reply.site, 0, returned=reply.more))
             return
-        queue = self._of(lease)
+        queue = self._queue(lease)
         if isinstance(reply, Grant):
             lease.granted(reply.more, shared=reply.shared)
         elif isinstance(reply, Recall):
@@ -145,17 +146,15 @@ class LeasedSites(Sites):
     def _front(self) -> SiteQueue | None:
         return next(iter(self._rotation), None)
 
-    def _of(self, lease: Lease) -> SiteQueue | None:
+    def _queue(self, lease: Lease) -> SiteQueue | None:
         """The queue of a lease; one that was forgotten is none of it."""
         return self._queues.get(lease.site)
 
-    def _make(self, site: Site, entries: ClassQueue, now: float) -> SiteQueue:
-        queue = super()._make(site, entries, now)
+    def _leased(self, site: Site, now: float) -> Limits:
         lease = self._leases.get(site)
         if lease is None:
             lease = self._leases[site] = Lease(site)
-        queue.limits = Limits(site.terms, now, lease)
-        return queue
+        return Limits(site.terms, now, lease)
 
     def _place(self, queue: SiteQueue, now: float) -> None:
         super()._place(queue, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 NEVER = float("inf")
+"""When what waits for something other than time happens."""
 
 SLACK = 0.01
 """Seconds by which a start may be late and the next one still keep the pace; timers count in milliseconds."""

@@ -13,9 +13,8 @@ from relayd.scheduler.classes import INTERACTIVE, REMEMBERED, ClassQueue, Intera
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import NOTHING, SERVED, Change, Report
 from relayd.scheduler.limits import Limits, Outage
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.window import START
-
-NEVER = float("inf")
 
 
 class SiteQueue(msgspec.Struct, eq=False, gc=False):
@@ -25,27 +24,21 @@ class SiteQueue(msgspec.Struct, eq=False, gc=False):
     only while such mail leaves those free that are kept; while the site is dead, one slot is used at a time, for a
     probe, at or after `outage.probe`. All is O(1).
 
-    entries, interactive: what waits, and who is interactive. made: monotonic seconds. busy: slots in use. limits: made
-    when the window is used up, the site refuses something, or has limits by configuration; most never do. parked: when
-    `sites` looks at it again.
+    entries, interactive: what waits, and who is interactive. limits: given where there are any by
+    configuration, else made when the window is used up or the site refuses something; most never do. busy: slots in
+    use. parked: when `sites` looks at it again.
     """
 
     site: Site
     entries: ClassQueue
     interactive: Interactive
-    made: float
+    limits: Limits | None
     busy: int = 0
-    limits: Limits | None = None
     parked: float = NEVER
     _urgent: int = 0
     """Slots in use by interactive mail."""
     _urgent_until: float = 0.0
     """Until when slots are kept for interactive mail; 0 for none."""
-
-    def __post_init__(self) -> None:
-        terms = self.site.terms
-        if terms.messages_per_second or terms.connections < START:
-            self.limits = Limits(terms, self.made)
 
     @property
     def opens(self) -> float:

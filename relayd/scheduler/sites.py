@@ -9,19 +9,27 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from relayd.message.site import Site
 from relayd.scheduler.classes import ClassQueue, Interactive
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import Change, Report
-from relayd.scheduler.site_queue import NEVER, SiteQueue
+from relayd.scheduler.limits import Limits
+from relayd.scheduler.rate import NEVER
+from relayd.scheduler.site_queue import SiteQueue
+from relayd.scheduler.window import START
 
 MEMORY = 3600.0
 """Seconds for which an idle site's limits are remembered; a configured pace is no slower than one message in these."""
 
 MAX_IDLE = 10_000
 """Idle sites remembered, those that were used last; under 2 KB each."""
+
+
+def _configured(site: Site, now: float) -> Limits | None:
+    terms = site.terms
+    return Limits(terms, now) if terms.messages_per_second or terms.connections < START else None
 
 
 class Sites:
@@ -33,8 +41,12 @@ class Sites:
     looks at it. All is O(1), O(log sites waiting for a time) for a site with a pace; `holding` is O(sites).
     """
 
-    def __init__(self, interactive: Interactive) -> None:
+    def __init__(
+        self, interactive: Interactive, limits: Callable[[Site, float], Limits | None] = _configured
+    ) -> None:
+        """limits: those that a site has from the start."""
         self._interactive = interactive
+        self._limits = limits
         self._queues: dict[Site, SiteQueue] = {}
         self._rotation: OrderedDict[SiteQueue, None] = OrderedDict()
         self._parked: list[tuple[float, int, SiteQueue]] = []
@@ -52,23 +64,13 @@ class Sites:
 
     def push(self, site: Site, entry: Entry, now: float) -> None:
         """An entry waits for the site."""
-        queue = self._queues.get(site)
-        if queue is None:
-            queue = self._make(site, ClassQueue(self._interactive.accounts), now)
-        else:
-            self._idle.pop(queue, None)
+        queue = self._of(site, now)
         queue.entries.push(entry)
         self._place(queue, now)
 
     def absorb(self, site: Site, entries: ClassQueue, now: float) -> None:
         """So do all of these."""
-        queue = self._queues.get(site)
-        if queue is None:
-            queue = self._make(site, entries, now)
-        else:
-            self._idle.pop(queue, None)
-            queue.entries.absorb(entries)
-        self._place(queue, now)
+        self._place(self._of(site, now, entries), now)
 
     def restore(self, site: Site, entry: Entry, now: float) -> None:
         """An entry that was taken was not tried: it is next again. Its slot is still in use."""
@@ -158,8 +160,17 @@ class Sites:
         """The site in whose queue an entry is. StopIteration when there is none."""
         return next(queue for queue in self._queues.values() if entry in queue.entries)
 
-    def _make(self, site: Site, entries: ClassQueue, now: float) -> SiteQueue:
-        queue = self._queues[site] = SiteQueue(site, entries, self._interactive, now)
+    def _of(self, site: Site, now: float, entries: ClassQueue | None = None) -> SiteQueue:
+        """The site's queue, no longer idle, with these entries in it."""
+        queue = self._queues.get(site)
+        if queue is None:
+            if entries is None:
+                entries = ClassQueue(self._interactive.accounts)
+            queue = self._queues[site] = SiteQueue(site, entries, self._interactive, self._limits(site, now))
+        else:
+            self._idle.pop(queue, None)
+            if entries is not None:
+                queue.entries.absorb(entries)
         return queue
 
     def _place(self, queue: SiteQueue, now: float) -> None:

@@ -46,9 +46,6 @@ class Desk(Protocol):
     def told(self, sender: Place, note: Note) -> None:
         """A worker's note."""
 
-    async def asked(self, sender: Place, question: Question) -> msgspec.Struct:
-        """The answer to a worker's question. RefusedError."""
-
 
 class Place:
     """Filled by `keep`, which is one task, until `stop`.
@@ -187,8 +184,8 @@ class Place:
     # --- what its process says ----------------------------------------------------------------------------------------
 
     async def answer(self, question: Question) -> msgspec.Struct:
-        """The desk's. RefusedError."""
-        return await self._desk.asked(self, question)
+        """Workers have nothing to ask. RefusedError."""
+        raise RefusedError(f"worker {self.number}: not for a supervisor: {type(question).__name__}")
 
     def told(self, note: Note) -> None:
         """The first report of a process says that it takes mail."""

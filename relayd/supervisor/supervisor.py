@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import assert_never
 
-import msgspec
 from prometheus_client import CollectorRegistry
 
 from relayd import __version__, clock, log, metrics
@@ -21,7 +20,7 @@ from relayd.config import load
 from relayd.config.load import ConfigError, Loaded
 from relayd.control import snapshot
 from relayd.control.answers import NO_SUCH_MESSAGE
-from relayd.control.messages import LeasesAsked, LeasesGranted, LoginFailed, Note, Question, Reload, Setup
+from relayd.control.messages import LeasesAsked, LeasesGranted, LoginFailed, Note, Reload, Setup
 from relayd.control.protocol import (
     Answered,
     Done,
@@ -153,10 +152,6 @@ class Supervisor:
                         place.tell(note)
             case LeasesAsked(requests):
                 self._brokerage.receive(sender.number, requests)
-
-    async def asked(self, sender: Place, question: Question) -> msgspec.Struct:
-        """Workers have nothing to ask yet."""
-        raise RefusedError(f"worker {sender.number}: not for a supervisor: {type(question).__name__}")
 
     async def _roll(self) -> None:
         """One worker drains at a time: the others take its connections meanwhile."""

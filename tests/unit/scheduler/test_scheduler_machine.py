@@ -15,8 +15,9 @@ from relayd.scheduler.census import ACTIVE, DEFERRED, GONE, READY
 from relayd.scheduler.classes import Interactive, PriorityClass, class_of, reserve
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import SERVED, UNREACHABLE, Report, Signal, Trouble
+from relayd.scheduler.rate import NEVER
 from relayd.scheduler.scheduler import Scheduler
-from relayd.scheduler.site_queue import NEVER, SiteQueue
+from relayd.scheduler.site_queue import SiteQueue
 from relayd.smtp import reply
 from tests.unit.scheduler.entries import entry, site
 
