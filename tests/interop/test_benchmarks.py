@@ -1,6 +1,7 @@
 """The benchmarks run: few messages, one round, no figure looked at. What they count they count at the sink."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TICKS = 8 * (os.cpu_count() or 1) / os.sysconf("SC_CLK_TCK")
+"""Seconds by which the machine's CPU time may be short: a tick of each kind of each processor."""
 
 
 def ran(script: str, *options: str, codes: tuple[int, ...] = (0,)) -> str:
@@ -44,7 +47,8 @@ def test_every_shape_goes_through_its_peers(
     for run in runs.values():
         assert run["messages"] == deliveries
         assert run["seconds"] > 0
-        assert run["cpu"] >= run["load_cpu"] > 0
+        # The machine's time comes in ticks, for each way a processor can spend it; that of a tool in microseconds.
+        assert run["cpu"] + TICKS >= run["load_cpu"] > 0
     assert results["medians"].keys() == set(shapes)
 
 
