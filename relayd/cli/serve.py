@@ -53,6 +53,7 @@ def serve(config: options.Config = None) -> None:
     except OSError as error:
         output.fail(f"log.file {settings.log.file}: {error.strerror}", os.EX_CANTCREAT)
     process.raise_descriptor_limit()
+    process.prefer_throughput()
     try:
         uvloop.run(_run(loaded))
     except failure.STARTING as error:

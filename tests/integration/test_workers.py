@@ -115,6 +115,13 @@ async def test_all_workers_take_mail_and_all_of_it_arrives(stage):
     await stage.relay.start()
 
 
+async def test_every_process_gives_way_to_who_is_at_work(stage):
+    """The supervisor's scheduling is its workers', and their threads'."""
+    threads = [int(thread.name) for pid in pids(stage).values() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    assert len(threads) > WORKERS
+    assert {os.sched_getscheduler(thread) for thread in [stage.relay.process.pid, *threads]} == {os.SCHED_BATCH}
+
+
 async def test_an_operator_sees_one_queue(stage):
     stage.hop.shut = True  # each message waits, and is tried again every second
     sent = await spread(stage)
