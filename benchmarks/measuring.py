@@ -204,7 +204,7 @@ def load_command(scratch: Path, shape: Shape, port: int, *further: str) -> list[
     if not shape.kept:
         command.append("--each")
     if shape.tls:
-        command += ["--ca", str(scratch / "ca.pem"), "--user", USER]
+        command += ["--ca", str(scratch / "certificate.pem"), "--user", USER]
     return command
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from postfix import postfix
@@ -31,7 +32,7 @@ class Peer(NamedTuple):
 
 
 RELAYD = """\
-hostname = "relay.bench.test"
+{workers}hostname = "relay.bench.test"
 [[listeners]]
 bind = "{host}:{port}"
 kind = "{kind}"
@@ -54,18 +55,23 @@ def none(wanted: Wanted) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def relayd(wanted: Wanted) -> Iterator[int]:
-    """Run relayd of this repository, with every guarantee on: fsync before 250, metrics, events to a file."""
+def relayd(wanted: Wanted, workers: int = 0) -> Iterator[int]:
+    """Run relayd of this repository, with every guarantee on: fsync before 250, metrics, events to a file.
+
+    workers: 0 for as many as there are CPUs.
+    """
     port = free_port()
-    command, environment = relayd_command(wanted, port, free_port())
+    command, environment = relayd_command(wanted, port, free_port(), workers)
     with running(command, wanted.scratch / "relayd.out", port, environment):
         yield port
 
 
-def relayd_command(wanted: Wanted, port: int, admin: int) -> tuple[list[str], dict[str, str]]:
+def relayd_command(wanted: Wanted, port: int, admin: int, workers: int = 0) -> tuple[list[str], dict[str, str]]:
     """Write its files; the command that runs it, and its environment: this repository's code, none of our settings."""
     scratch = wanted.scratch
-    text = RELAYD.format(host=HOST, port=port, admin=admin, kind="submission" if wanted.tls else "relay")
+    said = f"workers = {workers}\n" if workers else ""
+    kind = "submission" if wanted.tls else "relay"
+    text = RELAYD.format(workers=said, host=HOST, port=port, admin=admin, kind=kind)
     for domain, hop in wanted.routes().items():
         text += _ROUTE.format(domain=json.dumps(domain), hop=json.dumps(hop))
     if wanted.tls:
@@ -83,6 +89,7 @@ PEERS = {
     "none": Peer(none, root=False, domains=True),
     "postfix": Peer(postfix, domains=True, tls=True),
     "relayd": Peer(relayd, root=False, domains=True, tls=True),
+    "relayd-1": Peer(partial(relayd, workers=1), root=False, domains=True, tls=True),
     "exim": Peer(exim),
     "opensmtpd": Peer(opensmtpd),
     "haraka": Peer(haraka, root=False),

@@ -6,6 +6,7 @@ caller. Knows nothing of passwords. Only `authenticator` uses it.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -55,6 +56,7 @@ class Limiter:
         return [at for at in self._failures.get(key, ()) if now - WINDOW < at <= now + 1]
 
 
+@functools.lru_cache(maxsize=4096)
 def client_key(address: str) -> str:
     """The client a failure counts for: an IPv4 address, or the /64 of an IPv6 address, which is one subscriber."""
     parsed = ipaddress.ip_address(address)
