@@ -2,6 +2,7 @@
 
 Speeds of machines differ and drift, ratios to what runs beside on the same machine hardly do: compared are relayd by
 Postfix and relayd by no relay at all, of each round, in the median. Fails when one of them has lost more than a tenth.
+Results of the same build of Python are preferred: another one may be faster or slower by more than that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from end_to_end import as_root, runs
 from measuring import SHAPES, add_where
 from processes import end_on_sigterm
-from results import RESULTS, Bound, console
+from results import RESULTS, Bound, console, facts
 
 KEPT = 0.9
 """Bound: what a ratio keeps of the recorded one."""
@@ -41,7 +42,7 @@ def main() -> None:
     end_on_sigterm()
     arguments = _arguments()
     as_root(["relayd", *RIVALS])
-    recorded = last_recorded(arguments.results)
+    recorded = last_recorded(arguments.results, str(facts(arguments.directory, arguments.python)["python"]))
     if missing := [shape for shape in arguments.shape if shape not in recorded]:
         sys.exit(f"nothing recorded for {', '.join(missing)}: measure with end_to_end.py first")
     screen = console()
@@ -70,11 +71,11 @@ def _measured(shape: str, arguments: argparse.Namespace) -> list[Speed]:
     return [Speed(run.shape, run.peer, run.round, run.rate) for run in measured]
 
 
-def last_recorded(files: Iterable[Path]) -> dict[str, list[Speed]]:
-    """The runs of each shape, from the file that was measured last of those that have it."""
+def last_recorded(files: Iterable[Path], python: str) -> dict[str, list[Speed]]:
+    """The runs of each shape, from the file that was measured last of those that have it, under `python` if possible."""
     recorded: dict[str, list[Speed]] = {}
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    for content in sorted(contents, key=lambda content: str(content["facts"]["date"])):
+    for content in sorted(contents, key=lambda one: (one["facts"]["python"] == python, one["facts"]["date"])):
         found: dict[str, list[Speed]] = {}
         for run in content["runs"]:
             rate = run["messages"] / run["seconds"]

@@ -1,7 +1,7 @@
-"""Throughput against one thing that grows: connections, the size of messages, the queue, or destinations.
+"""Throughput and latency against one thing that grows: connections, the size of messages, the queue, or destinations.
 
-The shape is "kept" in all but that one thing. See README.md here for the method. Prints a table; writes JSON and a
-chart for each curve.
+The shape is "kept" in all but that one thing, and load.py sends it. See README.md here for the method. Prints a table;
+writes JSON and two charts for each curve.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from results import RESULTS, console, draw, facts, write
 from rich.table import Table
 from spool import fill
 
-KEPT = SHAPES["kept"]
+KEPT = SHAPES["kept"]._replace(own=True)
 _OCTETS = 300_000_000
 """Of bodies in one run at most, so that large messages do not take all day."""
 
@@ -45,7 +45,7 @@ CURVES = {
     "connections": Curve("connections", (1, 2, 5, 20, 50, 200), lambda count: KEPT._replace(connections=count)),
     "size": Curve("KB", (1, 5, 20, 100, 1_000, 10_000), _of_size),
     "queue": Curve("messages waiting", (0, 1_000, 10_000, 100_000), lambda _: KEPT, filled=True),
-    "destinations": Curve("domains", (1, 5, 20, 100, 500), lambda count: KEPT._replace(domains=count, own=True)),
+    "destinations": Curve("domains", (1, 5, 20, 100, 500), lambda count: KEPT._replace(domains=count)),
 }
 
 
@@ -61,12 +61,20 @@ def main() -> None:
     for name, curve in curves.items():
         points = arguments.points or curve.points
         runs = list(_measured(curve, peers[name], points, arguments))
-        lines = _medians(runs)
-        screen.print(_table(curve, lines, points))
-        file = arguments.results / f"curve_{name}.json"
-        write(file, {"facts": about, "medians": lines, "runs": [[peer, at, one._asdict()] for peer, at, one in runs]})
-        draw(f"{name}: deliveries a second", (curve.name, "a second"), lines, file.with_suffix(".svg"))
-        screen.print(f"written to {file}")
+        rates = _medians(runs, lambda one: one.rate)
+        latencies = {
+            f"{peer} {rank}": line
+            for rank in ("p50", "p99")
+            for peer, line in _medians(runs, lambda one, rank=rank: one.accept_ms[rank]).items()
+        }
+        screen.print(_table(curve, {"a second": rates, "ms": latencies}, points))
+        file = arguments.results / f"curve_{name}"
+        raw = [[peer, at, one._asdict()] for peer, at, one in runs]
+        write(file.with_suffix(".json"), {"facts": about, "medians": rates, "accept_ms": latencies, "runs": raw})
+        draw(f"{name}: deliveries a second", (curve.name, "a second"), rates, file.with_suffix(".svg"))
+        title = f"{name}: milliseconds from the final dot to its 250, flat out"
+        draw(title, (curve.name, "ms"), latencies, file.with_name(f"{file.name}_latency.svg"))
+        screen.print(f"written to {file}.json")
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,18 +113,21 @@ def _fill(messages: int, scratch: Path) -> None:
         fill(scratch, messages, due=time.time() + 36_000)
 
 
-def _medians(runs: list[tuple[str, int, Measured]]) -> dict[str, list[tuple[float, float]]]:
-    """By relay: where, and how many a second."""
-    rates: dict[str, dict[int, list[float]]] = {}
+def _medians(
+    runs: list[tuple[str, int, Measured]], figure: Callable[[Measured], float]
+) -> dict[str, list[tuple[float, float]]]:
+    """By relay: where, and the median of that figure."""
+    figures: dict[str, dict[int, list[float]]] = {}
     for peer, at, measured in runs:
-        rates.setdefault(peer, {}).setdefault(at, []).append(measured.rate)
-    return {peer: [(float(at), statistics.median(rates[peer][at])) for at in rates[peer]] for peer in sorted(rates)}
+        figures.setdefault(peer, {}).setdefault(at, []).append(figure(measured))
+    return {peer: [(float(at), statistics.median(figures[peer][at])) for at in figures[peer]] for peer in sorted(figures)}
 
 
-def _table(curve: Curve, lines: dict[str, list[tuple[float, float]]], points: Sequence[int]) -> Table:
+def _table(curve: Curve, kinds: dict[str, dict[str, list[tuple[float, float]]]], points: Sequence[int]) -> Table:
     table = Table(curve.name, *(f"{at:,}" for at in points))
-    for peer, line in lines.items():
-        table.add_row(f"{peer}: a second", *(f"{rate:,.0f}" for _, rate in line))
+    for unit, lines in kinds.items():
+        for name, line in lines.items():
+            table.add_row(f"{name}: {unit}", *(f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for _, value in line))
     return table
 
 

@@ -24,7 +24,8 @@ from rich.table import Table
 class Run(NamedTuple):
     """One measurement. messages: copies at the sink; seconds: until it had all.
 
-    cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: those of the tools among them.
+    cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: those of the tools among them. accept_ms: from
+    a final dot to its 250, p50, p99 and max, where load.py was the tool.
     """
 
     shape: str
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     cpu: float
     load_cpu: float
     sink_cpu: float
+    accept_ms: dict[str, float]
 
     @property
     def rate(self) -> float:

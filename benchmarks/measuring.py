@@ -68,20 +68,28 @@ SHAPES = {
 
 
 class Sent(NamedTuple):
-    """A load that went through. seconds: from its first connection until the sink had all. cpu: of the load tool."""
+    """A load that went through. seconds: from its first connection until the sink had all. cpu: of the load tool.
+
+    accept_ms: from a final dot to its 250, p50, p99 and max; where load.py was the tool.
+    """
 
     seconds: float
     cpu: float
+    accept_ms: dict[str, float]
 
 
 class Measured(NamedTuple):
-    """A measurement. cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: of the tools among them."""
+    """A measurement. cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: of the tools among them.
+
+    accept_ms: as of `Sent`.
+    """
 
     deliveries: int
     seconds: float
     cpu: float
     load_cpu: float
     sink_cpu: float
+    accept_ms: dict[str, float]
 
     @property
     def rate(self) -> float:
@@ -119,7 +127,7 @@ def measure(
             cpu, sink_cpu = _machine_cpu(), _cpu_of(sink.pid)
             sent = measure_through(scratch, shape, port)
             cpu, sink_cpu = _machine_cpu() - cpu, _cpu_of(sink.pid) - sink_cpu
-    return Measured(shape.deliveries, sent.seconds, cpu, sent.cpu, sink_cpu)
+    return Measured(shape.deliveries, sent.seconds, cpu, sent.cpu, sink_cpu, sent.accept_ms)
 
 
 @contextlib.contextmanager
@@ -168,9 +176,11 @@ def measure_through(scratch: Path, shape: Shape, port: int) -> Sent:
         if source.poll() is None:
             source.terminate()
             source.wait(10)
-    if shape.own:  # it tells when it began, behind the start of its interpreter
-        started = Report(**json.loads(said.read_bytes())).began
-    return Sent(ended - started, _children_cpu() - cpu)
+    cpu = _children_cpu() - cpu
+    if not shape.own:
+        return Sent(ended - started, cpu, {})
+    report = Report(**json.loads(said.read_bytes()))
+    return Sent(ended - report.began, cpu, report.accept_ms)  # it began behind the start of its interpreter
 
 
 def _ended(scratch: Path, shape: Shape, source: subprocess.Popen[bytes]) -> float:

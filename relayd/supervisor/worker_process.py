@@ -39,6 +39,9 @@ POLL_SECONDS = 1.0
 ANSWER_SECONDS = 2.0
 """For a report; a worker that takes longer is not answering."""
 
+HUNG_SECONDS = 60.0
+"""A worker that has not answered for so long is killed: another one recovers its shards and serves its clients."""
+
 T = TypeVar("T")
 
 
@@ -95,10 +98,12 @@ class WorkerProcess:
         return status
 
     async def _watch(self) -> None:
-        """Ask for reports; a process that closed its channel without an end can no longer be led."""
+        """Ask for reports; a process that gives none, or closed its channel without an end, can no longer be led."""
         while not self._channel.closed.is_set():
             if self.report:
                 await self.refresh()
+                if clock.monotonic() - self._heard > HUNG_SECONDS:
+                    self._kill("worker killed, as it does not answer")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._channel.closed.wait()
@@ -146,10 +151,10 @@ class WorkerProcess:
         """It may be hung, or its disk: it ends."""
         if self._killing:
             self._killing.cancel()
-        self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
+        self._killing = asyncio.get_running_loop().call_later(seconds, self._kill, "worker killed, as it does not end")
 
-    def _kill(self) -> None:
-        log.alert("worker killed, as it does not end", pid=self.pid)
+    def _kill(self, why: str) -> None:
+        log.alert(why, pid=self.pid)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -108,10 +108,14 @@ def test_a_curve_is_measured_and_drawn(tmp_path: Path, curve: str, points: tuple
         "curves.py", "--curve", curve, "--points", *map(str, points), "--rounds=1", "--messages=20",
         "--peers", "none", "relayd", "--results", str(tmp_path),
     )  # fmt: skip
-    medians = json.loads((tmp_path / f"curve_{curve}.json").read_bytes())["medians"]
+    results = json.loads((tmp_path / f"curve_{curve}.json").read_bytes())
+    medians = results["medians"]
+    assert all(0 < ms < 60_000 for line in results["accept_ms"].values() for _, ms in line)
+    assert set(results["accept_ms"]) == {f"{peer} {rank}" for peer in medians for rank in ("p50", "p99")}
     assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd"})
     assert all([at for at, _ in line] == list(points) for line in medians.values())
-    assert (tmp_path / f"curve_{curve}.svg").read_bytes().startswith(b"<?xml")
+    for chart in (f"curve_{curve}.svg", f"curve_{curve}_latency.svg"):
+        assert (tmp_path / chart).read_bytes().startswith(b"<?xml")
 
 
 def test_the_check_compares_each_shape_with_both_rivals() -> None:
@@ -122,5 +126,5 @@ def test_the_check_compares_each_shape_with_both_rivals() -> None:
 
 def test_the_check_fails_where_nothing_is_recorded(tmp_path: Path) -> None:
     file = tmp_path / "end_to_end.json"
-    file.write_text(json.dumps({"facts": {"date": ""}, "runs": []}))
+    file.write_text(json.dumps({"facts": {"date": "", "python": ""}, "runs": []}))
     assert ran("check.py", "--results", str(file), codes=(1,)) == ""

@@ -1,6 +1,7 @@
 """What `make bench-check` compares, and when it fails."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,21 +33,27 @@ def test_a_tenth_may_be_lost_and_no_more(rate: float, met: bool) -> None:
 
 
 def test_each_shape_is_compared_with_the_last_results_that_have_it(tmp_path: Path) -> None:
-    for name, date, rates in (
-        ("a", "2026-03-01T00:00:00+00:00", {"kept": 3, "each": 3}),
-        ("b", "2026-05-01T00:00:00+00:00", {"kept": 5}),
-        ("c", "2026-04-01T00:00:00+00:00", {"kept": 4}),
+    for name, date, python, rates in (
+        ("a", "2026-03-01T00:00:00+00:00", "3.11 this", {"kept": 3, "each": 3, "large": 3}),
+        ("b", "2026-05-01T00:00:00+00:00", "3.11 this", {"kept": 5}),
+        ("c", "2026-04-01T00:00:00+00:00", "3.11 this", {"kept": 4}),
+        ("d", "2026-06-01T00:00:00+00:00", "3.11 that", {"kept": 6, "each": 6, "fanout": 6}),
     ):
         runs = [
             {"shape": shape, "peer": "relayd", "round": 1, "messages": rate, "seconds": 1.0}
             for shape, rate in rates.items()
         ]
-        (tmp_path / f"{name}.json").write_text(json.dumps({"facts": {"date": date}, "runs": runs}))
-    recorded = last_recorded(sorted(tmp_path.iterdir()))
-    assert {shape: [speed.rate for speed in found] for shape, found in recorded.items()} == {"kept": [5], "each": [3]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"facts": {"date": date, "python": python}, "runs": runs}))
+    for python, expected in (
+        ("3.11 this", {"kept": 5, "each": 3, "large": 3, "fanout": 6}),
+        ("3.11 that", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
+        ("3.13", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
+    ):
+        recorded = last_recorded(sorted(tmp_path.iterdir()), python)
+        assert {shape: speed.rate for shape, [speed] in recorded.items()} == expected
 
 
 @pytest.mark.parametrize("shape", MESSAGES)
 def test_there_are_results_to_compare_with(shape: str) -> None:
-    recorded = last_recorded(RESULTS.glob("end_to_end*.json"))
+    recorded = last_recorded(RESULTS.glob("end_to_end*.json"), sys.version)
     assert all(ratio(recorded[shape], rival) > 0 for rival in RIVALS)
