@@ -82,7 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--curve", nargs="+", choices=CURVES, default=list(CURVES), help="(all)")
     parser.add_argument("--points", type=int, nargs="+", help="where to measure (by curve)")
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of all peers at each point (3)")
-    parser.add_argument("--messages", type=int, help="a run (default: by shape)")
+    parser.add_argument("--messages", type=int, help="a run at most (default: by shape)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["none", "postfix", "relayd"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results go")
     add_where(parser)
@@ -101,7 +101,7 @@ def _measured(
     for number in range(arguments.rounds):
         for at in points:
             shape = curve.shape(at)
-            shape = shape._replace(messages=arguments.messages or shape.messages)
+            shape = shape._replace(messages=min(arguments.messages or shape.messages, shape.messages))
             prepare = functools.partial(_fill, at if curve.filled else 0)
             for peer in peers if number % 2 else peers[::-1]:
                 yield peer, at, measure(peer, shape, arguments.directory, arguments.python, prepare)

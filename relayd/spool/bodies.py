@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ from relayd.spool import bodyfile
 from relayd.spool.bodyfile import READ, BodyError, NewFile, SoundFile
 from relayd.spool.memory import Memory
 from relayd.spool.records import Filed
+from relayd.spool.threads import Threads
 
 THREADS = 2
 """For reading and writing bodies: disks take more at once, but a burst of them must not starve the journal."""
@@ -35,7 +35,7 @@ class Bodies:
     def __init__(self, directory: Path, quarantine: Path) -> None:
         self._directory = directory
         self._quarantine = quarantine
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{directory.parent.name}-bodies")
+        self._threads = Threads(THREADS, f"{directory.parent.name}-bodies")
         self._synced: set[str] = set()
 
     def write(self, name: str, memory: Memory) -> Writing:
@@ -79,11 +79,11 @@ class Bodies:
 
     def close(self) -> None:
         """Begin nothing more."""
-        self._executor.shutdown(wait=False)
+        self._threads.close()
 
     def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Have a thread do it. RuntimeError when closed."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return self._threads.call(work)
 
     async def _condemn(self, name: str, why: str) -> None:
         path = bodyfile.path_of(self._directory, name)

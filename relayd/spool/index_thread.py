@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from relayd.spool import renewal
 from relayd.spool.index import Index, IndexDamagedError
+from relayd.spool.threads import Threads
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class IndexThread:
         self._directory = directory
         self._shard = shard
         self._index: Index | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{directory.name}-index")
+        self._thread = Threads(1, f"{directory.name}-index")
 
     async def run(self, work: Callable[[Index], T], *, writing: bool = False) -> T:
         """Do it on the thread, with the index, opened if it is not."""
@@ -52,15 +52,15 @@ class IndexThread:
     async def close(self) -> None:
         """Close the index behind what is under way."""
         await self._job(self._shut)
-        self._executor.shutdown(wait=False)
+        self._thread.close()
 
     def abandon(self) -> None:
         """Wait for the thread to end. Blocking."""
-        self._executor.shutdown()
+        self._thread.join()
         self._shut()
 
     async def _job(self, job: Callable[[], T]) -> T:
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, job))
+        return await asyncio.shield(self._thread.call(job))
 
     def _work(self, work: Callable[[Index], T], writing: bool) -> T:  # noqa: FBT001  # as `run` has it
         if writing and self._index is not None and self._index.broken:

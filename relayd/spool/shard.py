@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +28,7 @@ from relayd.spool.lock import OwnerLock
 from relayd.spool.records import Message, Record
 from relayd.spool.recovery import Replay
 from relayd.spool.store import Recovered, StoreError
+from relayd.spool.threads import Threads
 from relayd.spool.writer import Position, Writer, make_directories
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class JournalStore:
         self._segment_octets = segment_octets
         self._lock_seconds = lock_seconds
         self._lock = OwnerLock(directory / "lock")
+        self._thread = Threads(1, directory.name)
         self.ledger = Ledger()
         self.rest = Cold(directory, shard)
         self.bodies = Bodies(directory / "bodies", directory / "quarantine")
@@ -112,12 +113,11 @@ class JournalStore:
     async def open(self) -> Recovered:
         """Become the owner and recover: StoreLockedError, FormatError or OSError, and the mail is left alone."""
         self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._directory.name)
         try:
-            await self._call(partial(make_directories, self._directory))
+            await self._thread.call(partial(make_directories, self._directory))
             await self._lock.acquire(self._lock_seconds)
             taken, replay = await self._recovered()
-            self.epoch = await self._call(self._lock.advance)
+            self.epoch = await self._thread.call(self._lock.advance)
             segments = replay.ledger.segments
             self._writer = Writer(
                 self._directory,
@@ -129,7 +129,7 @@ class JournalStore:
             await self.bodies.sweep(self.rest, doubt=replay.doubt or renewal.was_renewed(self._directory))
         except BaseException:
             # The thread may still be reading: the lock is not let go under it.
-            self._executor.shutdown()
+            self._thread.join()
             self.rest.abandon()
             self._lock.release()
             raise
@@ -152,7 +152,7 @@ class JournalStore:
             taken = await opened()
             recover = partial(recovery.recover, self._directory, self.shard, taken=taken, known=self.rest.known)
             try:
-                replay = await self._call(recover)
+                replay = await self._thread.call(recover)
                 await self.rest.adopt(replay.ledger)
             except IndexDamagedError as error:
                 # A damaged page may be met only where it is needed.
@@ -171,7 +171,7 @@ class JournalStore:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._quiet.wait()
                 try:
-                    await self._call(self._writer.close)
+                    await self._thread.call(self._writer.close)
                 finally:
                     await self.rest.close()
         except TimeoutError as error:
@@ -181,7 +181,7 @@ class JournalStore:
             # Without its footer the segment reads as after a crash: nothing is lost by that.
             pass
         finally:
-            self._executor.shutdown(wait=False)
+            self._thread.close()
             self.bodies.close()
             self._lock.release()
 
@@ -312,10 +312,7 @@ class JournalStore:
     def _job(self, work: Callable[[], T], then: Callable[[asyncio.Future[T]], None]) -> None:
         self._busy = True
         self._quiet.clear()
-        self._call(work).add_done_callback(then)
-
-    def _call(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._executor, work)
+        self._thread.call(work).add_done_callback(then)
 
 
 def _nobody_holds(_name: str) -> bool:

@@ -2,7 +2,7 @@
 
 Sockets are real. Between jumps no time passes at all, however long the machine takes, so what happens in a test happens
 at the same instants everywhere. Time stands still while a thread works for the loop, and as long as data may be on its
-way through the kernel. Knows of relayd its two clocks, which `drive` makes follow.
+way through the kernel. Knows of relayd its two clocks, which `drive` makes follow, and the threads of its spool.
 
     loop = asyncio.Runner(loop_factory=VirtualLoop)
     async def test(clock): await clock.until(lambda: relay.empty, 600)
@@ -20,6 +20,7 @@ from typing import TypeVar
 import pytest
 
 from relayd import clock
+from relayd.spool.threads import Threads
 
 T = TypeVar("T")
 
@@ -98,6 +99,8 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     assert isinstance(loop, VirtualLoop)
     monkeypatch.setattr(clock, "monotonic", loop.time)
     monkeypatch.setattr(clock, "wall", loop.wall)
+    call = Threads.call
+    monkeypatch.setattr(Threads, "call", lambda self, work: loop.stand_still(call(self, work)))
     return VirtualClock(loop)
 
 

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from relayd import log
 from relayd.config import load
 from relayd.supervisor import worker_process
 from relayd.supervisor.supervisor import Supervisor
@@ -34,6 +35,7 @@ async def supervisor(tmp_path):
         file = "events.log"
         """
     )
+    log.configure(str(tmp_path / "supervisor.log"), "info")
     supervisor = Supervisor(load.loaded(tmp_path / "relayd.toml"))
     supervisor.bind()
     try:
@@ -41,9 +43,10 @@ async def supervisor(tmp_path):
         yield supervisor
     finally:
         await supervisor.stop("test")
+        log.configure("-", "info")
 
 
-async def test_a_worker_that_does_not_answer_is_killed_and_replaced(supervisor, monkeypatch, capsys):
+async def test_a_worker_that_does_not_answer_is_killed_and_replaced(supervisor, monkeypatch, tmp_path):
     place = supervisor._places[0]
     hung = place._process
     monkeypatch.setattr(worker_process, "HUNG_SECONDS", 0.5)
@@ -53,4 +56,4 @@ async def test_a_worker_that_does_not_answer_is_killed_and_replaced(supervisor, 
     await until(lambda: place.status is not None, 20)
     assert place._process.pid != hung.pid
     assert supervisor.unready() == ""
-    assert '"worker killed, as it does not answer"' in capsys.readouterr().out
+    await until(lambda: '"worker killed, as it does not answer"' in (tmp_path / "supervisor.log").read_text())
