@@ -72,7 +72,7 @@ def _measured(shape: str, arguments: argparse.Namespace) -> list[Speed]:
 
 
 def last_recorded(files: Iterable[Path], python: str) -> dict[str, list[Speed]]:
-    """The runs of each shape, from the file that was measured last of those that have it, under `python` if possible."""
+    """The runs of each shape, from the file measured last of those that have it; under this build, if there is one."""
     recorded: dict[str, list[Speed]] = {}
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for content in sorted(contents, key=lambda one: (one["facts"]["python"] == python, one["facts"]["date"])):

@@ -120,14 +120,17 @@ def _medians(
     figures: dict[str, dict[int, list[float]]] = {}
     for peer, at, measured in runs:
         figures.setdefault(peer, {}).setdefault(at, []).append(figure(measured))
-    return {peer: [(float(at), statistics.median(figures[peer][at])) for at in figures[peer]] for peer in sorted(figures)}
+    return {
+        peer: [(float(at), statistics.median(found)) for at, found in line.items()]
+        for peer, line in sorted(figures.items())
+    }
 
 
 def _table(curve: Curve, kinds: dict[str, dict[str, list[tuple[float, float]]]], points: Sequence[int]) -> Table:
     table = Table(curve.name, *(f"{at:,}" for at in points))
     for unit, lines in kinds.items():
         for name, line in lines.items():
-            table.add_row(f"{name}: {unit}", *(f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for _, value in line))
+            table.add_row(f"{name}: {unit}", *(f"{value:,.{int(value < 100)}f}" for _, value in line))
     return table
 
 

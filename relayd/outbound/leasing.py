@@ -45,7 +45,7 @@ class Leasing:
             return
         for site, keep in [*self._sites.surplus()]:
             self._pool.shed(site, keep)
-        requests = self._sites.requests(clock.monotonic(), starts=self.starts)
+        requests = self._sites.requests(clock.monotonic(), self._pool.idle, starts=self.starts)
         for start in range(0, len(requests), AT_ONCE):
             self._ask_broker(requests[start : start + AT_ONCE])
 

@@ -66,6 +66,10 @@ class Pool:
         if self._timer is None:
             self._timer = loop.call_later(self._max_idle, self._reap)
 
+    def idle(self, site: Site) -> int:
+        """How many of the site's connections are here."""
+        return len(self._sites.get(site, ()))
+
     def shed(self, site: Site, keep: int) -> None:
         """Close the site's connections that have been idle for longest, all but so many. O(those of the site)."""
         idle = [*self._sites.get(site, ())]

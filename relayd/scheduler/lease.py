@@ -25,7 +25,8 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     """Connections that are this worker's until it gives them back.
 
     Invariants: slots in use and connections (those being dialled, idle or closing, too) are no more than `held`, and
-    the broker counts no fewer than `held` as this worker's. `held` grows by a grant alone; what is recalled or was
+    the broker counts no fewer than `held` as this worker's. Who has a slot and no idle connection for it finds room for
+    a new one, even if others are put back later. `held` grows by a grant alone; what is recalled or was
     refused is given back once it is neither in use nor open. One wish at a time is with the broker. All is O(1).
 
     size: slots that may be in use. open: connections there are. shared: others hold some. look: when the lease is
@@ -116,10 +117,11 @@ class Lease(msgspec.Struct, eq=False, gc=False):
         self._most = most
         self._resize()
 
-    def settle(self, busy: int, *, waits: bool, blocked: bool) -> list[Request]:
+    def settle(self, busy: int, idle: int, *, waits: bool, blocked: bool) -> list[Request]:
         """Give back what is not needed; what the broker is to be told.
 
-        busy: slots in use. waits: mail could start now as far as time decides. blocked: it has no slot to start in.
+        busy: slots in use. idle: connections that nobody uses. waits: mail could start now as far as time decides.
+        blocked: it has no slot to start in.
         """
         told: list[Request] = []
         if self._broken:
@@ -127,7 +129,9 @@ class Lease(msgspec.Struct, eq=False, gc=False):
         if self._back:
             told.append(Back(self.site))
         self._broken, self._back = 0, False
-        returned = self.held - max(self.size if waits else 0, busy, self.open)
+        # A slot in use may have found no idle connection, before those came that there are now: it needs room for one
+        # more. Or it has not looked yet, and will need none.
+        returned = self.held - min(self.held, max(self.size if waits else 0, busy + idle, self.open))
         if crowded := min(self._crowded, returned):
             told.append(Crowded(self.site, crowded))
             self._crowded -= crowded

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from relayd.message.site import Site
 from relayd.scheduler.classes import Interactive
@@ -67,17 +67,21 @@ class LeasedSites(Sites):
                 queue = self._queue(lease)
                 yield lease.site, max(0, lease.size - (queue.busy if queue else 0))
 
-    def requests(self, now: float, *, starts: bool = True) -> list[Request]:
-        """What the broker is to be told; once. starts: whether what waits will start when it may."""
+    def requests(self, now: float, idle: Callable[[Site], int], *, starts: bool = True) -> list[Request]:
+        """What the broker is to be told; once. idle: connections of a site that nobody uses.
+
+        starts: whether what waits will start when it may.
+        """
         told, self._unwanted = self._unwanted, []
         while self._stirred:
             lease, _ = self._stirred.popitem()
             queue = self._queue(lease)
             if queue is None:
-                told += lease.settle(0, waits=False, blocked=False)
+                told += lease.settle(0, idle(lease.site), waits=False, blocked=False)
             else:
                 waits = starts and queue.due <= now
-                told += lease.settle(queue.busy, waits=waits, blocked=waits and queue.opens == NEVER)
+                blocked = waits and queue.opens == NEVER
+                told += lease.settle(queue.busy, idle(lease.site), waits=waits, blocked=blocked)
                 told += self._pace(queue, lease, now)
             if lease.is_void:
                 self._leases.pop(lease.site, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -196,6 +198,7 @@ class Worker:
         assert self.scheduler.leased is not None
         self.sites: LeasedSites = self.scheduler.leased
         self.active: list[tuple[Site, Entry]] = []
+        self.idle: collections.Counter[Site] = collections.Counter()
         self.number = 0
 
     def mail(self, of: Site, messages: int, now: float = 0.0) -> None:
@@ -214,7 +217,7 @@ class Worker:
 
     def told(self, now: float = 0.0) -> list[Request]:
         self.start(now)
-        return self.sites.requests(now)
+        return self.sites.requests(now, self.idle.__getitem__)
 
     def hears(self, *replies: Reply, now: float = 0.0) -> list[Request]:
         for said in replies:

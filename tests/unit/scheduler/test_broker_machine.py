@@ -18,7 +18,7 @@ from relayd.scheduler.broker import TURN, Broker, Replies
 from relayd.scheduler.classes import Interactive
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import BROKEN, CROWDED, SERVED, SLOWED, UNREACHABLE, Report, Signal, Trouble
-from relayd.scheduler.lease_messages import Reply, Request
+from relayd.scheduler.lease_messages import Crowded, Reply, Request, Want
 from relayd.scheduler.leased_sites import LeasedSites
 from relayd.scheduler.rate import SLACK
 from relayd.scheduler.scheduler import Scheduler
@@ -38,6 +38,7 @@ LONG = 1e5
 class Slot:
     site: Site
     entry: Entry
+    looked: bool = False
     connected: bool = False
     refused: bool = False
 
@@ -88,25 +89,32 @@ class BrokerMachine(RuleBasedStateMachine):
         worker.slots.append(slot)
         if slot.site == PACED:
             self.begun.append(self.now)
-        if worker.idle[slot.site]:
-            worker.idle[slot.site] -= 1
-            slot.connected = True
+
+    def look(self, worker: Worker) -> None:
+        """Those that have just got a slot take what is idle; it may be their last look at that."""
+        for slot in worker.slots:
+            if not slot.looked:
+                slot.looked = True
+                slot.connected = worker.idle[slot.site] > 0
+                worker.idle[slot.site] -= slot.connected
 
     def dial(self, worker: Worker) -> None:
-        """Those that have a slot and no connection, as far as there are places."""
+        """Those that found none, as far as there are places."""
         for slot in worker.slots:
-            if not slot.connected and worker.open(slot.site) < worker.sites.held(slot.site):
+            if slot.looked and not slot.connected and worker.open(slot.site) < worker.sites.held(slot.site):
                 slot.refused = self.open(slot.site) >= SERVED_AT_ONCE[slot.site]
                 slot.connected = True
                 worker.sites.opened(slot.site, worker.open(slot.site))
 
     def settle(self, worker: Worker) -> None:
-        self.dial(worker)
         for of, keep in [*worker.sites.surplus()]:
             shed = max(0, worker.idle[of] - keep)
             worker.idle[of] -= shed
             worker.closing[of] += shed
-        worker.up.extend(worker.sites.requests(self.now))
+        requests = worker.sites.requests(self.now, worker.idle.__getitem__)
+        assert all(said.connections > 0 for said in requests if isinstance(said, Crowded))
+        assert all(said.returned >= 0 for said in requests if isinstance(said, Want))
+        worker.up.extend(requests)
 
     def send(self, replies: Replies) -> None:
         for number, said in replies:
@@ -127,6 +135,18 @@ class BrokerMachine(RuleBasedStateMachine):
             worker.scheduler.add(entry(f"m{self.number}", name, priority=priority), self.now)
         self.pump(worker)
 
+    @rule(number=WORKERS)
+    def begun_attempts_look(self, number: int) -> None:
+        self.look(self.workers[number])
+        self.settle(self.workers[number])
+
+    @rule(number=WORKERS)
+    def dialled(self, number: int) -> None:
+        """Hosts have been found: until now, slots were in use without a connection."""
+        self.look(self.workers[number])
+        self.dial(self.workers[number])
+        self.settle(self.workers[number])
+
     @precondition(lambda self: any(worker.slots for worker in self.workers))
     @rule(data=st.data(), signal=st.sampled_from([SERVED, SERVED, SERVED, BROKEN, UNREACHABLE, SLOWED]))
     def end(self, data: st.DataObject, signal: Signal) -> None:
@@ -135,7 +155,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def ended(self, worker: Worker, slot: Slot, signal: Signal) -> None:
         if not slot.connected:
-            return  # it waits for a place
+            return  # it looks for a host, or waits for a place
         said = CROWDED if slot.refused else signal
         worker.slots.remove(slot)
         (worker.idle if said in {SERVED, SLOWED} else worker.closing)[slot.site] += 1
@@ -218,7 +238,9 @@ class BrokerMachine(RuleBasedStateMachine):
             for number, worker in enumerate(self.workers):
                 holding = division._holdings.get(number) if division else None
                 assert worker.open(of) <= worker.sites.held(of) <= (holding.held if holding else 0)
-                assert sum(slot.site == of for slot in worker.slots) <= worker.sites.held(of)
+                # Who has a slot finds a place once those that were closed are gone, however long others are kept idle.
+                looked = sum(slot.looked for slot in worker.slots if slot.site == of)
+                assert looked + worker.idle[of] <= worker.sites.held(of)
 
     @invariant()
     def beyond_the_window_less_and_less_is_held(self) -> None:
@@ -260,10 +282,10 @@ class BrokerMachine(RuleBasedStateMachine):
     def exchange(self) -> None:
         """Until there is nothing to say."""
         for _ in range(1000):
-            for number, worker in enumerate(self.workers):
+            for number in range(len(self.workers)):
                 for of in SERVED_AT_ONCE:
                     self.closed(number, of)
-                self.settle(worker)
+                self.dialled(number)
             if not any(worker.up or worker.down for worker in self.workers):
                 return
             for number in range(len(self.workers)):
