@@ -32,14 +32,12 @@ class Threads:
     def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Have a thread do it: what it returns or raises. A caller that is cancelled changes nothing of that.
 
-        RuntimeError when closed.
+        RuntimeError when closed, or when the system starts no thread.
         """
         if self._closed:
             raise RuntimeError(f"{self._name} is closed")
         if not self._threads:
-            self._threads = [Thread(target=self._run, name=self._name, daemon=True) for _ in range(self._count)]
-            for thread in self._threads:
-                thread.start()
+            self._start()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._work.put((work, done))  # type: ignore[arg-type]  # its result is what `work` returns
         return done
@@ -56,6 +54,12 @@ class Threads:
         self.close()
         for thread in self._threads:
             thread.join()
+
+    def _start(self) -> None:
+        for _ in range(self._count):
+            thread = Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _run(self) -> None:
         while (given := self._work.get()) is not None:

@@ -55,6 +55,17 @@ async def test_so_many_work_at_once():
     threads.join()
 
 
+async def test_where_no_thread_can_be_started_the_next_call_tries_again(threads, monkeypatch):
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            threads.call(lambda: 1)
+    assert await threads.call(lambda: 2) == 2
+
+
 async def test_closed_it_does_what_it_was_given_and_takes_no_more(threads):
     begin = threading.Event()
     first, second = threads.call(begin.wait), threads.call(lambda: 2)
