@@ -238,6 +238,7 @@ class BrokerMachine(RuleBasedStateMachine):
             for number, worker in enumerate(self.workers):
                 holding = division._holdings.get(number) if division else None
                 assert worker.open(of) <= worker.sites.held(of) <= (holding.held if holding else 0)
+                assert sum(slot.site == of for slot in worker.slots) <= worker.sites.held(of)
                 # Who has a slot finds a place once those that were closed are gone, however long others are kept idle.
                 looked = sum(slot.looked for slot in worker.slots if slot.site == of)
                 assert looked + worker.idle[of] <= worker.sites.held(of)
