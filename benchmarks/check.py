@@ -18,7 +18,7 @@ from typing import NamedTuple
 from end_to_end import as_root, runs
 from measuring import SHAPES, add_where
 from processes import end_on_sigterm
-from results import RESULTS, Bound, console, facts
+from results import RESULTS, Bound, build, console
 
 KEPT = 0.9
 """Bound: what a ratio keeps of the recorded one."""
@@ -42,7 +42,7 @@ def main() -> None:
     end_on_sigterm()
     arguments = _arguments()
     as_root(["relayd", *RIVALS])
-    recorded = last_recorded(arguments.results, str(facts(arguments.directory, arguments.python)["python"]))
+    recorded = last_recorded(arguments.results, build(arguments.python))
     if missing := [shape for shape in arguments.shape if shape not in recorded]:
         sys.exit(f"nothing recorded for {', '.join(missing)}: measure with end_to_end.py first")
     screen = console()

@@ -27,8 +27,8 @@ def raise_descriptor_limit() -> int:
 def prefer_throughput() -> None:
     """Interrupt nobody by waking up (SCHED_BATCH, sched(7)); threads and workers inherit it. Another policy stays.
 
-    The thread that writes the journal is woken a dozen times a commit before it gets the interpreter, each time in the
-    place of a process that was working: a tenth of the processor's cycles (docs/decisions/0015).
+    The thread that writes the journal is woken some 16 times a commit before it gets the interpreter, each time in the
+    place of a process that was working: 8 % of the machine's cycles (docs/decisions/0015).
     """
     if os.sched_getscheduler(0) == os.SCHED_OTHER:
         with contextlib.suppress(OSError):  # a sandbox forbids it

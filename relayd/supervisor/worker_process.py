@@ -104,6 +104,7 @@ class WorkerProcess:
                 await self.refresh()
                 if clock.monotonic() - self._heard > HUNG_SECONDS:
                     self._kill("worker killed, as it does not answer")
+                    return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._channel.closed.wait()
