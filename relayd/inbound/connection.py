@@ -68,7 +68,7 @@ class Connection(Wire):
         return False
 
     def proceed(self) -> None:
-        """Execute the lines that are there, until a command has to wait; send the replies; see who is waited for."""
+        """Execute the lines that are there, until a command has to wait; see who is waited for."""
         if self.busy:
             self.wake()  # this may be what the command waits for
             return
@@ -76,7 +76,6 @@ class Connection(Wire):
         while self._at_leisure() and (line := self.take()) is not None:
             self.execute(line)
             executed = True
-        self.write()
         if self._draining and not (self.busy or self.in_transaction()):
             self.end(reply.CLOSING)
         if self.busy or self.over():
@@ -106,8 +105,7 @@ class Connection(Wire):
         raise NotImplementedError
 
     async def line(self) -> bytes | None:
-        """The next line for a command that asks its client; None when the session is over. What was said is sent."""
-        self.write()
+        """The next line for a command that asks its client; None when the session is over."""
         self.deadline = self.loop.time() + self.terms.timing.idle
         while (line := self.take()) is None and not self.over():
             if self._draining:

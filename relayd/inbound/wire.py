@@ -126,11 +126,17 @@ class Wire(aiosmtpd.smtp.SMTP):
     # --- the session's side -------------------------------------------------------------------------------------------
 
     def say(self, answer: Reply) -> None:
-        """Answer; on its way with the next `write`, so that the replies to pipelined commands go together."""
+        """Answer; on its way when the loop's turn is over, so that the replies to pipelined commands go together.
+
+        So do those to all clients: who is woken by the first would take the processor before the second is written
+        (docs/decisions/0016).
+        """
+        if not self._output:
+            self.loop.call_soon(self.write)
         self._output.append(_encoded(answer))
 
     def write(self) -> None:
-        """Send what was said."""
+        """Send what was said, now."""
         if self._output and not self.lost:
             self.transport.write(b"".join(self._output))
         self._output.clear()

@@ -31,6 +31,7 @@ class PipeliningProtocol(SMTPProtocol):
         self.failure = ""
         self._parser = ReplyParser()
         self._replies: list[Reply] = []
+        self._output: list[bytes | memoryview] = []
         # RFC 5321 §3.1: the peer speaks first.
         self._awaited = 1
         self._wakened: asyncio.Future[None] | None = None
@@ -50,13 +51,20 @@ class PipeliningProtocol(SMTPProtocol):
         self._awaited = replies
 
     def send(self, data: bytes | memoryview) -> None:
-        """Write unless the connection is over."""
+        """Write unless the connection is over; with what others write, when the loop's turn is (decision 0016)."""
         if self.failure:
             return
         if self.transport is None or self.transport.is_closing():
             self.fail("connection lost")
-        else:
-            self.transport.write(data)  # type: ignore[attr-defined]  # aiosmtplib declares the base class of transports
+            return
+        if not self._output:
+            self._loop.call_soon(self._write)
+        self._output.append(data)
+
+    def _write(self) -> None:
+        output, self._output = self._output, []
+        if output and self.transport is not None and not self.transport.is_closing():
+            self.transport.writelines(output)  # type: ignore[attr-defined]  # aiosmtplib declares the base class
 
     async def send_blocks(self, data: bytes, silence: float) -> bool:
         """Write much data as fast as the peer takes it; False when a reply, or the end, came before all was out."""
@@ -65,6 +73,7 @@ class PipeliningProtocol(SMTPProtocol):
             if self.failure or self._replies:
                 return False
             self.send(view[start : start + BLOCK])
+            self._write()
             if self._paused:
                 await self._drained(silence)
         return not self.failure and not self._replies
@@ -104,6 +113,7 @@ class PipeliningProtocol(SMTPProtocol):
         """Say QUIT and close when it is answered, or after `seconds`. Returns at once."""
         self.expect(1)
         self.send(b"QUIT\r\n")
+        self._write()  # now: who counts our sessions sees this one's end before the next one's beginning
         if not self.failure:
             self.failure = "closed"
             self._quitting = True
