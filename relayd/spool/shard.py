@@ -196,11 +196,17 @@ class JournalStore:
             return done
         self._waiting.append(_Batch(batch, items, done, clock.monotonic()))
         if not self._busy:
-            # At the end of this turn of the loop: what else is handed over in it shares the group.
             self._busy = True
             self._quiet.clear()
-            self._loop.call_soon(self._next)
+            self._soon()
         return done
+
+    def _soon(self) -> None:
+        """Begin the next group behind this turn of the loop: what else is handed over in it shares the group.
+
+        And behind what is written at its end: the thread wants the interpreter as soon as it is woken (decision 0016).
+        """
+        self._loop.call_soon(self._loop.call_soon, self._next)
 
     def _next(self) -> None:
         """Give the writer thread its next job: what waits, and what keeps the directory small."""
@@ -229,7 +235,7 @@ class JournalStore:
             self._fail(group, error)
         else:
             self._apply(group, position)
-        self._next()
+        self._soon()
 
     def _apply(self, group: list[_Batch], position: Position) -> None:
         self._sound = True
