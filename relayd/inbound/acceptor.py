@@ -12,12 +12,19 @@ import socket
 from collections.abc import Callable
 
 from relayd import log
+from relayd.inbound.balance import Balance
 
 BACKLOG = 1024
 """Connections the kernel may keep waiting for us."""
 
 _BURST = 64
 """Connections taken in one go, so that the loop gets to serve them."""
+
+_PATIENCE = 0.01
+"""Seconds for which a connection is left to the process that has the fewest: it may be hung …"""
+
+_LEFT = 16
+"""… and then so many are taken in one go."""
 
 _SPENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -30,22 +37,20 @@ class Acceptor:
         sock: socket.socket,
         welcome: Callable[[socket.socket, object], None],
         pause: float,
-        *,
-        shared: bool = False,
+        balance: Balance | None = None,
     ) -> None:
-        """`pause`: seconds without accepting while descriptors are spent. `shared`: other processes accept here too."""
+        """`pause`: seconds without accepting while descriptors are spent. `balance`: with who accepts here too."""
         self._socket = sock
         self._welcome = welcome
         self._pause = pause
-        # One at a time leaves the next one to whoever is idle, instead of taking it from them.
-        self._burst = 1 if shared else _BURST
+        self._balance = balance
         self._resume: asyncio.TimerHandle | None = None
         self._alerted = False
 
     def start(self) -> None:
         """Begin to accept."""
         self._socket.listen(BACKLOG)
-        asyncio.get_running_loop().add_reader(self._socket, self._ready)
+        self._listen()
 
     def stop(self) -> None:
         """Accept no more and close the socket; what waits is reset by the kernel, unless others share the socket."""
@@ -55,7 +60,20 @@ class Acceptor:
         self._socket.close()
 
     def _ready(self) -> None:
-        for _ in range(self._burst):
+        if self._balance is None:
+            self._take(_BURST)
+        elif self._balance.leaves():
+            self._rest(_PATIENCE, self._again)
+        else:
+            self._take(1)  # the next one is for whoever is idle
+
+    def _again(self) -> None:
+        self._listen()
+        if self._balance is not None and self._balance.leaves():
+            self._take(_LEFT)
+
+    def _take(self, most: int) -> None:
+        for _ in range(most):
             try:
                 connection, peer = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -73,6 +91,12 @@ class Acceptor:
             what = "descriptors or memory spent" if error.errno in _SPENT else "accept failed"
             log.alert(f"{what}, new connections wait", reason=error.strerror)
             self._alerted = True
+        self._rest(self._pause, self._listen)
+
+    def _rest(self, seconds: float, then: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
-        self._resume = loop.call_later(self._pause, loop.add_reader, self._socket, self._ready)
+        self._resume = loop.call_later(seconds, then)
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket, self._ready)

@@ -20,6 +20,7 @@ from relayd.config.schema import Listener, ListenerKind, Settings
 from relayd.inbound import sockets
 from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.admission import Admission
+from relayd.inbound.balance import Balance
 from relayd.inbound.policy import Policy, client_address
 from relayd.inbound.session import Session
 from relayd.inbound.sockets import ListenerError
@@ -62,7 +63,7 @@ class Listeners:
         self._policy = Policy(settings)
         self._admission = Admission(settings.limits, self._policy)
         self._sockets: list[tuple[Listener, socket.socket]] = []
-        self._shared = False
+        self._balance: Balance | None = None
         self._acceptors: list[Acceptor] = []
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._sweep_handle: asyncio.TimerHandle | None = None
@@ -75,10 +76,10 @@ class Listeners:
         self._take(sockets.bind(self._settings.listeners))
         return self._bound()
 
-    def adopt(self, shared: Sequence[sockets.Bound]) -> None:
+    def adopt(self, shared: Sequence[sockets.Bound], balance: Balance) -> None:
         """Serve on these instead, which other processes accept from too."""
         self._take(shared)
-        self._shared = True
+        self._balance = balance
 
     def _take(self, bound: Sequence[sockets.Bound]) -> None:
         self._sockets = [(self._settings.listeners[one.listener], one.socket) for one in bound]
@@ -89,9 +90,10 @@ class Listeners:
             self.bind()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
-            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, shared=self._shared)
+            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._balance)
             acceptor.start()
             self._acceptors.append(acceptor)
+        self._count()
         self._sweep()
         return self._bound()
 
@@ -100,6 +102,9 @@ class Listeners:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
+        if self._balance:
+            self._balance.away()
+            self._balance = None
         for task, session in self._sessions.items():
             if session.shakes_hands:
                 # Nothing is begun, and a client that stops there would hold everybody up for all of the time.
@@ -137,6 +142,7 @@ class Listeners:
         task = asyncio.get_running_loop().create_task(self._serve(session, sock, encrypted=encrypted))
         self._sessions[task] = session
         task.add_done_callback(self._gone)
+        self._count()
 
     async def _serve(self, session: Session, sock: socket.socket, *, encrypted: bool) -> None:
         handshake = self._timing.handshake if encrypted else None
@@ -159,6 +165,11 @@ class Listeners:
     def _gone(self, task: asyncio.Task[None]) -> None:
         session = self._sessions.pop(task)
         self._admission.release(session.client)
+        self._count()
+
+    def _count(self) -> None:
+        if self._balance:
+            self._balance.has(len(self._sessions))
 
     def _sweep(self) -> None:
         """Expire sessions. One timer for all of them: O(sessions) a tick, nothing for a command."""

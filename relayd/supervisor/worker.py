@@ -39,6 +39,7 @@ from relayd.control.messages import (
     StartFailed,
 )
 from relayd.control.protocol import RefusedError
+from relayd.inbound.balance import Balance
 from relayd.inbound.sockets import Bound
 from relayd.scheduler import lease_messages
 from relayd.service import DRAIN_SECONDS, Service, Share
@@ -177,7 +178,9 @@ def _service(setup: Setup, ask_broker: Callable[[Sequence[lease_messages.Request
     log.configure(str(settings.log.file), settings.log.level)
     with _readable(settings, setup) as readable:
         service = Service(readable, Share(setup.number, setup.workers), ask_broker)
-    service.listeners.adopt([Bound(listener, _inherited(descriptor)) for listener, descriptor in setup.sockets])
+    shared = [Bound(listener, _inherited(descriptor)) for listener, descriptor in setup.sockets]
+    service.listeners.adopt(shared, Balance(setup.balance, setup.number))
+    os.close(setup.balance)
     return service
 
 

@@ -115,6 +115,17 @@ async def test_all_workers_take_mail_and_all_of_it_arrives(stage):
     await stage.relay.start()
 
 
+async def test_few_connections_are_shared_out_too(stage):
+    before = {number: descriptors(pid) for number, pid in pids(stage).items()}
+    streams = []
+    for _ in range(10 * WORKERS):
+        streams.append(await asyncio.open_connection("127.0.0.1", stage.relay.ports["relay"]))
+        await streams[-1][0].readuntil(b"\r\n")
+    assert min(descriptors(pid) - before[number] for number, pid in pids(stage).items()) >= 5
+    for _, writer in streams:
+        writer.close()
+
+
 async def test_every_process_gives_way_to_who_is_at_work(stage):
     """The supervisor's scheduling is its workers', and their threads'."""
     threads = [int(thread.name) for pid in pids(stage).values() for thread in Path(f"/proc/{pid}/task").iterdir()]

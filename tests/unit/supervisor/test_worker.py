@@ -43,7 +43,7 @@ def test_the_settings_that_arrive_are_those_that_were_loaded(tmp_path, monkeypat
     assert found.settings == load.load(file)
     monkeypatch.delenv("RELAYD_LIMITS__RECIPIENTS")
     file.unlink()
-    sent = msgspec.msgpack.encode(Setup(0, 2, str(found.file), found.raw, b"", b"", [(0, 5)]))
+    sent = msgspec.msgpack.encode(Setup(0, 2, str(found.file), found.raw, b"", b"", [(0, 5)], 6))
     setup = msgspec.msgpack.decode(sent, type=Setup)
     arrived = load.trusted(found.file, setup.options)
     assert arrived == found.settings

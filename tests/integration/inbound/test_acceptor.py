@@ -1,0 +1,65 @@
+"""Two that accept from one socket, as two processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from relayd.inbound.acceptor import Acceptor
+from relayd.inbound.balance import Balance, table
+from tests.crash.stage import until
+
+
+class Side:
+    """An acceptor and what it has taken."""
+
+    def __init__(self, sock: socket.socket, descriptor: int, number: int) -> None:
+        self.taken: list[socket.socket] = []
+        self.balance = Balance(descriptor, number)
+        self.balance.has(0)
+        self.acceptor = Acceptor(sock, self._welcome, 1.0, self.balance)
+
+    def _welcome(self, sock: socket.socket, _peer: object) -> None:
+        self.taken.append(sock)
+        self.balance.has(len(self.taken))
+
+
+@pytest.fixture
+async def sides():
+    descriptor = table(2)
+    first = socket.create_server(("127.0.0.1", 0))
+    first.setblocking(False)
+    sides = [Side(first, descriptor, 0), Side(first.dup(), descriptor, 1)]
+    yield sides
+    for side in sides:
+        side.acceptor.stop()
+        for sock in side.taken:
+            sock.close()
+    os.close(descriptor)
+
+
+async def connect(sides: list[Side], count: int) -> list[asyncio.StreamWriter]:
+    address = sides[0].acceptor._socket.getsockname()
+    return [(await asyncio.open_connection(*address))[1] for _ in range(count)]
+
+
+async def test_connections_are_shared_out(sides):
+    for side in sides:
+        side.acceptor.start()
+    clients = await connect(sides, 40)
+    await until(lambda: sum(len(side.taken) for side in sides) == 40)
+    assert min(len(side.taken) for side in sides) >= 16
+    for client in clients:
+        client.close()
+
+
+async def test_what_is_left_to_a_hung_process_is_taken_all_the_same(sides):
+    """It counts as the one with the fewest, and takes none."""
+    sides[0].acceptor.start()
+    clients = await connect(sides, 60)
+    await until(lambda: len(sides[0].taken) == 60)
+    for client in clients:
+        client.close()

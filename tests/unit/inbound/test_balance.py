@@ -1,0 +1,53 @@
+"""Who leaves the next connection to another process."""
+
+import os
+
+import pytest
+
+from relayd.inbound.balance import Balance, table
+
+
+@pytest.fixture
+def processes():
+    descriptor = table(3)
+    yield [Balance(descriptor, number) for number in range(3)]
+    os.close(descriptor)
+
+
+def test_nobody_leaves_anything_to_processes_that_are_away(processes):
+    processes[0].has(1000)
+    assert not processes[0].leaves()
+
+
+def test_who_is_away_takes_what_comes(processes):
+    """Between its first connection and its first count, or after its last."""
+    processes[1].has(0)
+    assert not any(process.leaves() for process in processes[1:2])
+
+
+@pytest.mark.parametrize(
+    ("own", "fewest", "leaves"),
+    [(0, 0, False), (1, 0, False), (2, 0, True), (11, 9, False), (12, 9, True), (1000, 875, False), (1000, 873, True)],
+)
+def test_clearly_more_is_an_eighth_and_more_than_one(processes, own, fewest, leaves):
+    for process, connections in zip(processes, (own, fewest, own + 1), strict=True):
+        process.has(connections)
+    assert processes[0].leaves() is leaves
+    assert not processes[1].leaves()
+
+
+def test_a_process_that_has_ended_is_left_nothing(processes):
+    processes[0].has(20)
+    processes[1].has(0)
+    assert processes[0].leaves()
+    processes[1].away()
+    assert not processes[0].leaves()
+
+
+def test_the_table_is_the_same_in_each_process(processes):
+    processes[0].has(9)
+    if (child := os.fork()) == 0:
+        processes[1].has(2)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert processes[0].leaves()
