@@ -20,11 +20,11 @@ BACKLOG = 1024
 _BURST = 64
 """Connections taken in one go, so that the loop gets to serve them."""
 
-_PATIENCE = 0.01
-"""Seconds for which a connection is left to the process that has the fewest: it may be hung …"""
+_LOOKS, _INTERVAL = 10, 0.001
+"""How often, each so many seconds, it is looked whether another process has taken a connection that was left to it …"""
 
 _LEFT = 16
-"""… and then so many are taken in one go."""
+"""… and so many are taken in one go when it has not: it may be hung."""
 
 _SPENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -45,6 +45,8 @@ class Acceptor:
         self._pause = pause
         self._balance = balance
         self._resume: asyncio.TimerHandle | None = None
+        self._looks = 0
+        """How many are left; 0 while nothing is left to another process."""
         self._alerted = False
 
     def start(self) -> None:
@@ -59,17 +61,33 @@ class Acceptor:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
+    def look(self) -> None:
+        """Connections have ended: perhaps there is nothing to be left to another process any more."""
+        if self._looks and not self._leaves():
+            self._listen()
+
     def _ready(self) -> None:
         if self._balance is None:
             self._take(_BURST)
-        elif self._balance.leaves():
-            self._rest(_PATIENCE, self._again)
+        elif self._leaves():
+            self._leave(_LOOKS)
         else:
             self._take(1)  # the next one is for whoever is idle
 
-    def _again(self) -> None:
+    def _leaves(self) -> bool:
+        return self._balance is not None and self._balance.leaves()
+
+    def _leave(self, looks: int) -> None:
+        self._looks = looks
+        self._rest(_INTERVAL, self._look)
+
+    def _look(self) -> None:
+        if self._leaves() and self._looks > 1:
+            self._leave(self._looks - 1)
+            return
+        in_vain = self._leaves()
         self._listen()
-        if self._balance is not None and self._balance.leaves():
+        if in_vain:
             self._take(_LEFT)
 
     def _take(self, most: int) -> None:
@@ -99,4 +117,7 @@ class Acceptor:
         self._resume = loop.call_later(seconds, then)
 
     def _listen(self) -> None:
+        self._looks = 0
+        if self._resume:
+            self._resume.cancel()
         asyncio.get_running_loop().add_reader(self._socket, self._ready)

@@ -37,6 +37,6 @@ class Balance:
         self._counts[self._process] = _AWAY
 
     def leaves(self) -> bool:
-        """Whether another process has clearly fewer: by an eighth, and by more than one."""
+        """Whether another process has clearly fewer: by a quarter, and by more than one."""
         own = self._counts[self._process]
-        return own > min(self._counts) + 1 + own // 8
+        return own > min(self._counts) + 1 + own // 4

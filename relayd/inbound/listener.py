@@ -166,6 +166,8 @@ class Listeners:
         session = self._sessions.pop(task)
         self._admission.release(session.client)
         self._count()
+        for acceptor in self._acceptors:
+            acceptor.look()
 
     def _count(self) -> None:
         if self._balance:

@@ -27,9 +27,9 @@ def test_who_is_away_takes_what_comes(processes):
 
 @pytest.mark.parametrize(
     ("own", "fewest", "leaves"),
-    [(0, 0, False), (1, 0, False), (2, 0, True), (11, 9, False), (12, 9, True), (1000, 875, False), (1000, 873, True)],
+    [(0, 0, False), (1, 0, False), (2, 0, True), (12, 8, False), (13, 8, True), (1000, 749, False), (1000, 748, True)],
 )
-def test_clearly_more_is_an_eighth_and_more_than_one(processes, own, fewest, leaves):
+def test_clearly_more_is_a_quarter_and_more_than_one(processes, own, fewest, leaves):
     for process, connections in zip(processes, (own, fewest, own + 1), strict=True):
         process.has(connections)
     assert processes[0].leaves() is leaves
