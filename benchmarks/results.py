@@ -6,6 +6,7 @@ Knows nothing of relays or loads; every benchmark here writes its results with i
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,10 @@ class Bound(NamedTuple):
         return f"{'met   ' if self.met else 'MISSED'} {self.text}: {self.value:.3g} {sign} {self.limit:g}"
 
 
+_COLOURS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628", "#f781bf", "#999999")
+"""Of a chart's lines: ColorBrewer's Set1 without its yellow. The library has five, and fails at a sixth."""
+
+
 def console() -> Console:
     """For tables: as wide as the terminal, 140 columns in a file."""
     return Console(width=None if sys.stdout.isatty() else 140)
@@ -72,8 +77,8 @@ def draw(
     chart.add_x_axis(ticks=list(names), tick_formatter=lambda where, *_: names[where], name=axes[0])
     chart.add_y_axis(name=axes[1])
     chart.add_y_scale(*(scale or (0, 1.1 * max(y for points in lines.values() for _, y in points))))
-    for name, points in lines.items():
-        chart.add_line([(place[x], y) for x, y in points], name=name)
+    for (name, points), colour in zip(lines.items(), itertools.cycle(_COLOURS), strict=False):
+        chart.add_line([(place[x], y) for x, y in points], name=name, stroke_color=colour)
     chart.to_svg(str(file))
 
 

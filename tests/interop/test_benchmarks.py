@@ -106,13 +106,13 @@ def test_memory_is_sampled_under_load_and_under_tls(tmp_path: Path) -> None:
 def test_a_curve_is_measured_and_drawn(tmp_path: Path, curve: str, points: tuple[int, int]) -> None:
     ran(
         "curves.py", "--curve", curve, "--points", *map(str, points), "--rounds=1", "--messages=20",
-        "--peers", "none", "relayd", "--results", str(tmp_path),
+        "--peers", "none", "relayd", "relayd-1", "--results", str(tmp_path),
     )  # fmt: skip
     results = json.loads((tmp_path / f"curve_{curve}.json").read_bytes())
     medians = results["medians"]
     assert all(0 < ms < 60_000 for line in results["accept_ms"].values() for _, ms in line)
     assert set(results["accept_ms"]) == {f"{peer} {rank}" for peer in medians for rank in ("p50", "p99")}
-    assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd"})
+    assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd", "relayd-1"})
     assert all([at for at, _ in line] == list(points) for line in medians.values())
     for chart in (f"curve_{curve}.svg", f"curve_{curve}_latency.svg"):
         assert (tmp_path / chart).read_bytes().startswith(b"<?xml")
