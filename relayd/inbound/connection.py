@@ -91,6 +91,11 @@ class Connection(Wire):
         self.busy = True
         self.deadline = math.inf
 
+    @property
+    def shakes_hands(self) -> bool:
+        """Whether a TLS handshake is under way, in which nothing can be said."""
+        return self.starting_tls or (self.terms.implicit_tls and not self._connected)
+
     def done_waiting(self) -> None:
         """It has its answer: go on with what came behind it."""
         self.busy = False

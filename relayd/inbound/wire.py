@@ -155,11 +155,6 @@ class Wire(aiosmtpd.smtp.SMTP):
         self.resume_reading()
         return None
 
-    @property
-    def shakes_hands(self) -> bool:
-        """Whether it is not yet, or not again, a connection on which something can be said."""
-        return self.starting_tls or not self._connected
-
     def unread(self) -> bool:
         """Whether the client sent something behind what was taken."""
         return bool(self._input)

@@ -1,6 +1,7 @@
 """Connections: how many, what a shutdown does to them, and what happens when descriptors run out."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from relayd import metrics
+from relayd.config.schema import ListenerKind
 from tests.fakes.inbound import QUICK, Inbound
 
 MESSAGE = b"Subject: t\r\n\r\nText\r\n"
@@ -31,6 +33,19 @@ async def test_connections_in_total(tmp_path, certificate, eventually):
         clients[0].close()
         await eventually(lambda: len(inbound.listeners._sessions) == 1)
         await inbound.connect()
+
+
+async def test_a_client_that_was_just_accepted_is_greeted_before_a_shutdown_says_goodbye(inbound):
+    """In the very turn of the loop in which it was taken off the socket: a reload refuses nobody."""
+    listeners = inbound.listeners
+    [relay] = [listener for listener, _ in listeners._sockets if listener.kind is ListenerKind.RELAY]
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, peer = server.accept()
+        accepted.setblocking(False)
+        listeners._welcome(listeners._terms(relay), accepted, peer)
+        await listeners.drain(5)
+        said = await asyncio.to_thread(client.makefile("rb").read)
+    assert [line[:3] for line in said.splitlines()] == [b"220", b"421"]
 
 
 async def test_connections_of_one_client(tmp_path, certificate):
