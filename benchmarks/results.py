@@ -25,6 +25,7 @@ from rich.console import Console
 RESULTS = Path(__file__).parent / "results"
 """Where results go unless the caller says otherwise."""
 
+
 class Bound(NamedTuple):
     """What was measured against what it should be. most: the limit is the largest value allowed, else the smallest."""
 

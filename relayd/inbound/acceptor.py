@@ -82,12 +82,12 @@ class Acceptor:
         self._rest(_INTERVAL, self._look)
 
     def _look(self) -> None:
-        if self._leaves() and self._looks > 1:
+        if not self._leaves():
+            self._listen()
+        elif self._looks > 1:
             self._leave(self._looks - 1)
-            return
-        in_vain = self._leaves()
-        self._listen()
-        if in_vain:
+        else:
+            self._listen()
             self._take(_LEFT)
 
     def _take(self, most: int) -> None:

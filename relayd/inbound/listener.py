@@ -88,12 +88,12 @@ class Listeners:
         """Serve; binds first where `bind` was not called. ListenerError."""
         if not self._sockets:
             self.bind()
+        self._count()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
             acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._balance)
             acceptor.start()
             self._acceptors.append(acceptor)
-        self._count()
         self._sweep()
         return self._bound()
 

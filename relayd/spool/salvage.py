@@ -163,7 +163,7 @@ def open_damaged(damaged: Path) -> apsw.Connection:
                 return connection
             connection.close()
     except _UNREADABLE:
-        pass
+        pass  # its first page is not good for anything: another one is put before the rest
     vfs = _FirstPage(damaged.stat().st_size // PAGE_OCTETS)
     return index_file.connect(damaged, flags, vfs=vfs.name, immutable=True)
 

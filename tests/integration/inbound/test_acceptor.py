@@ -11,7 +11,6 @@ import pytest
 from relayd.inbound import acceptor
 from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.balance import Balance, table
-from tests.crash.stage import until
 
 
 class Side:
@@ -47,36 +46,36 @@ async def connect(sides: list[Side], count: int) -> list[asyncio.StreamWriter]:
     return [(await asyncio.open_connection(*address))[1] for _ in range(count)]
 
 
-async def test_connections_are_shared_out(sides):
+async def test_connections_are_shared_out(sides, eventually):
     for side in sides:
         side.acceptor.start()
     clients = await connect(sides, 40)
-    await until(lambda: sum(len(side.taken) for side in sides) == 40)
+    await eventually(lambda: sum(len(side.taken) for side in sides) == 40)
     assert min(len(side.taken) for side in sides) >= 14
     for client in clients:
         client.close()
 
 
-async def test_what_is_left_to_a_hung_process_is_taken_all_the_same(sides):
+async def test_what_is_left_to_a_hung_process_is_taken_all_the_same(sides, eventually):
     """It counts as the one with the fewest, and takes none."""
     sides[0].acceptor.start()
     clients = await connect(sides, 60)
-    await until(lambda: len(sides[0].taken) == 60)
+    await eventually(lambda: len(sides[0].taken) == 60)
     for client in clients:
         client.close()
 
 
-async def test_who_has_the_most_no_more_takes_at_once(sides, monkeypatch):
+async def test_who_has_the_most_no_more_takes_at_once(sides, monkeypatch, eventually):
     """Not when its time is up: until then the other may have become the one with the most."""
     monkeypatch.setattr(acceptor, "_INTERVAL", 1000)
     first, _ = sides
     first.balance.has(10)
     first.acceptor.start()
     [client] = await connect(sides, 1)
-    await until(lambda: first.acceptor._looks)
+    await eventually(lambda: first.acceptor._looks)
     first.acceptor.look()
     assert first.acceptor._looks
     first.balance.has(1)
     first.acceptor.look()
-    await until(lambda: first.taken)
+    await eventually(lambda: first.taken)
     client.close()
