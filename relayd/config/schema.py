@@ -359,8 +359,8 @@ class Settings(Section):
     hostname: Hostname
     """Name in the banner, in EHLO and in trace headers; marks this host in an MX set."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=MAX_SHARDS, examples=[2])
-    """Processes that serve, each with its own shards and an equal part of the limits on connections and memory; what
-    is allowed a site is allowed to each of them. 1: no process but this. Default: number of CPUs."""
+    """Processes that serve, each with its own shards and an equal part of `limits.memory`; other limits are for all of
+    them together. 1: no process but this. Default: number of CPUs."""
     spool: Spool = Spool()
     tls: Tls | None = None
     listeners: tuple[Listener, ...] = ()

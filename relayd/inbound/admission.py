@@ -1,6 +1,6 @@
 """How many clients may be connected: in total, and from one address. Trusted networks are exempt from the latter.
 
-Counts; knows nothing of sockets. Only `listener` asks.
+Counts what this process has, and adds what the others have; knows nothing of sockets. Only `listener` asks.
 """
 
 from __future__ import annotations
@@ -10,37 +10,47 @@ import collections
 from relayd import metrics
 from relayd.config.schema import Limits
 from relayd.inbound.policy import Policy, subscriber
+from relayd.inbound.tally import Tally
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
 
 
 class Admission:
-    """Open connections, in all and by client. Invariant: no key whose count is zero. O(1)."""
+    """Open connections, in all and by client. Invariant: no key whose count is zero. O(processes).
 
-    def __init__(self, limits: Limits, policy: Policy) -> None:
+    Processes that admit at the same moment may let in one more each than the limit says.
+    """
+
+    def __init__(self, limits: Limits, policy: Policy, tally: Tally) -> None:
         self._limits = limits
         self._policy = policy
+        self._tally = tally
         self._open = 0
         self._by_client: collections.Counter[str] = collections.Counter()
 
     def admit(self, client: str) -> Reply | None:
         """Count a connection in, or say why not."""
-        key = subscriber(client)
-        if self._open >= self._limits.connections:
+        if self._open + self._tally.elsewhere() >= self._limits.connections:
             return reply.TOO_MANY_CONNECTIONS
-        full = self._by_client[key] >= self._limits.connections_per_client
-        if full and not self._policy.trusted_network(client):
-            return reply.TOO_MANY_CONNECTIONS_OF_CLIENT
+        if key := self._key(client):
+            if self._by_client[key] + self._tally.of_elsewhere(key) >= self._limits.connections_per_client:
+                return reply.TOO_MANY_CONNECTIONS_OF_CLIENT
+            self._by_client[key] += 1
         self._open += 1
-        self._by_client[key] += 1
+        self._tally.count(key, 1)
         metrics.inbound_connections.inc()
         return None
 
     def release(self, client: str) -> None:
         """Count an admitted connection out."""
-        key = subscriber(client)
+        if key := self._key(client):
+            self._by_client[key] -= 1
+            if not self._by_client[key]:
+                del self._by_client[key]
         self._open -= 1
-        self._by_client[key] -= 1
-        if not self._by_client[key]:
-            del self._by_client[key]
+        self._tally.count(key, -1)
         metrics.inbound_connections.dec()
+
+    def _key(self, client: str) -> str:
+        """What is counted as one client; "" for those that no limit is for."""
+        return "" if self._policy.trusted_network(client) else subscriber(client)

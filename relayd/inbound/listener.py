@@ -20,10 +20,10 @@ from relayd.config.schema import Listener, ListenerKind, Settings
 from relayd.inbound import sockets
 from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.admission import Admission
-from relayd.inbound.balance import Balance
 from relayd.inbound.policy import Policy, client_address
 from relayd.inbound.session import Session
 from relayd.inbound.sockets import ListenerError
+from relayd.inbound.tally import Tally
 from relayd.inbound.terms import Terms, Timing
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -61,9 +61,8 @@ class Listeners:
         self._authenticator = authenticator
         self._timing = timing
         self._policy = Policy(settings)
-        self._admission = Admission(settings.limits, self._policy)
+        self._share(Tally.alone())
         self._sockets: list[tuple[Listener, socket.socket]] = []
-        self._balance: Balance | None = None
         self._acceptors: list[Acceptor] = []
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._sweep_handle: asyncio.TimerHandle | None = None
@@ -76,10 +75,14 @@ class Listeners:
         self._take(sockets.bind(self._settings.listeners))
         return self._bound()
 
-    def adopt(self, shared: Sequence[sockets.Bound], balance: Balance) -> None:
+    def adopt(self, shared: Sequence[sockets.Bound], tally: Tally) -> None:
         """Serve on these instead, which other processes accept from too."""
         self._take(shared)
-        self._balance = balance
+        self._share(tally)
+
+    def _share(self, tally: Tally) -> None:
+        self._tally = tally
+        self._admission = Admission(self._settings.limits, self._policy, tally)
 
     def _take(self, bound: Sequence[sockets.Bound]) -> None:
         self._sockets = [(self._settings.listeners[one.listener], one.socket) for one in bound]
@@ -88,10 +91,10 @@ class Listeners:
         """Serve; binds first where `bind` was not called. ListenerError."""
         if not self._sockets:
             self.bind()
-        self._count()
+        self._tally.open()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
-            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._balance)
+            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._tally)
             acceptor.start()
             self._acceptors.append(acceptor)
         self._sweep()
@@ -102,9 +105,7 @@ class Listeners:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
-        if self._balance:
-            self._balance.away()
-            self._balance = None
+        self._tally.shut()
         for task, session in self._sessions.items():
             if session.shakes_hands:
                 # Nothing is begun, and a client that stops there would hold everybody up for all of the time.
@@ -142,7 +143,6 @@ class Listeners:
         task = asyncio.get_running_loop().create_task(self._serve(session, sock, encrypted=encrypted))
         self._sessions[task] = session
         task.add_done_callback(self._gone)
-        self._count()
 
     async def _serve(self, session: Session, sock: socket.socket, *, encrypted: bool) -> None:
         handshake = self._timing.handshake if encrypted else None
@@ -165,13 +165,8 @@ class Listeners:
     def _gone(self, task: asyncio.Task[None]) -> None:
         session = self._sessions.pop(task)
         self._admission.release(session.client)
-        self._count()
         for acceptor in self._acceptors:
             acceptor.look()
-
-    def _count(self) -> None:
-        if self._balance:
-            self._balance.has(len(self._sessions))
 
     def _sweep(self) -> None:
         """Expire sessions. One timer for all of them: O(sessions) a tick, nothing for a command."""

@@ -35,8 +35,8 @@ from relayd.control.protocol import (
     StatusQuery,
 )
 from relayd.control.server import Control
-from relayd.inbound import balance, sockets
-from relayd.inbound.balance import Balance
+from relayd.inbound import sockets, tally
+from relayd.inbound.tally import Tally
 from relayd.message import queue_id
 from relayd.outbound.brokerage import Brokerage
 from relayd.service import make_directories
@@ -60,7 +60,7 @@ class Supervisor:
         self._started_at = clock.monotonic()
         self._state = "starting"
         self._sockets: Sequence[sockets.Bound] = ()
-        self._balance = -1
+        self._tally = tally.table(loaded.settings.workers)
         self._admin: Admin | None = None
         self._control = Control(loaded.settings.spool.path, self)
         self._brokerage = Brokerage()
@@ -76,7 +76,6 @@ class Supervisor:
         if bind := settings.admin.bind:
             self._admin = Admin(admin.bind(bind.host, bind.port), bind.host, self)
         self._sockets = sockets.bind(settings.listeners)
-        self._balance = balance.table(len(self._places))
 
     async def start(self) -> None:
         """Start the workers; returns when all take mail. WorkerFailedError, OSError."""
@@ -101,8 +100,7 @@ class Supervisor:
             self._rolling.cancel()
             await asyncio.gather(self._rolling, return_exceptions=True)
         await asyncio.gather(*self._keeping)
-        if self._balance >= 0:
-            os.close(self._balance)
+        os.close(self._tally)
         self._brokerage.close()
         await self._control.close()
         if self._admin:
@@ -138,7 +136,7 @@ class Supervisor:
             certificate=certificate,
             private_key=private_key,
             sockets=[(bound.listener, bound.socket.fileno()) for bound in self._sockets],
-            balance=self._balance,
+            tally=self._tally,
         )
 
     def begun(self, sender: Place) -> None:
@@ -146,8 +144,8 @@ class Supervisor:
         self._brokerage.join(sender.number, lambda replies: sender.tell(LeasesGranted(list(replies))))
 
     def ended(self, sender: Place) -> None:
-        """What it had of sites is free, and no connection is left to it."""
-        Balance(self._balance, sender.number).away()
+        """What it had of sites is free, and it has no connections."""
+        Tally(self._tally, sender.number).clear()
         self._brokerage.leave(sender.number)
 
     def told(self, sender: Place, note: Note) -> None:

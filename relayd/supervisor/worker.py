@@ -39,8 +39,8 @@ from relayd.control.messages import (
     StartFailed,
 )
 from relayd.control.protocol import RefusedError
-from relayd.inbound.balance import Balance
 from relayd.inbound.sockets import Bound
+from relayd.inbound.tally import Tally
 from relayd.scheduler import lease_messages
 from relayd.service import DRAIN_SECONDS, Service, Share
 from relayd.supervisor import failure
@@ -179,20 +179,16 @@ def _service(setup: Setup, ask_broker: Callable[[Sequence[lease_messages.Request
     with _readable(settings, setup) as readable:
         service = Service(readable, Share(setup.number, setup.workers), ask_broker)
     shared = [Bound(listener, _inherited(descriptor)) for listener, descriptor in setup.sockets]
-    service.listeners.adopt(shared, Balance(setup.balance, setup.number))
-    os.close(setup.balance)
+    service.listeners.adopt(shared, Tally(setup.tally, setup.number))
+    os.close(setup.tally)
     return service
 
 
 def portion(settings: Settings, workers: int) -> Settings:
-    """The settings of one of several: what is bounded for the relay is bounded for each by an equal part of that."""
+    """The settings of one of several: each has an equal part of the memory. Connections are counted for all of them."""
     limits = settings.limits
-    parts = {
-        "memory": max(limits.memory // workers, 1),
-        "connections": max(limits.connections // workers, 1),
-        "connections_per_client": -(-limits.connections_per_client // workers),
-    }
-    return settings.model_copy(update={"limits": limits.model_copy(update=parts)})
+    part = limits.model_copy(update={"memory": max(limits.memory // workers, 1)})
+    return settings.model_copy(update={"limits": part})
 
 
 @contextlib.contextmanager

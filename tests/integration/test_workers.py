@@ -449,6 +449,35 @@ async def guess(relay: RelayProcess, context: ssl.SSLContext) -> bytes:
         return await reader.readuntil(b"\r\n")
 
 
+class Wary(RelayProcess):
+    """Trusts one address of loopback's."""
+
+    def _text(self, *options):
+        return super()._text(*options).replace("127.0.0.0/8", "127.0.0.1/32")
+
+
+async def test_limits_on_clients_hold_for_all_workers_together(tmp_path):
+    """The fifth connection of a client is refused, and the eighth of all, whichever workers they reach."""
+    limits = 'disk_reserve = "16MB"\nconnections = 7\nconnections_per_client = 4'
+    async with Stage(tmp_path, Wary, workers=WORKERS, limits=limits) as stage, contextlib.AsyncExitStack() as clients:
+
+        async def greeting(address: str) -> bytes:
+            streams = asyncio.open_connection("127.0.0.1", stage.relay.ports["relay"], local_addr=(address, 0))
+            reader, writer = await streams
+            clients.callback(writer.close)
+            return (await reader.readuntil(b"\r\n"))[:9]
+
+        said = [await greeting("127.0.0.2") for _ in range(5)]
+        assert said == [b"220 relay"] * 4 + [b"421 4.7.0"]
+        said = [await greeting("127.0.0.1") for _ in range(4)]
+        assert said == [b"220 relay"] * 3 + [b"421 4.3.2"]
+        before = pids(stage)
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not before.items() & pids(stage).items())
+        assert await greeting("127.0.0.2") == b"220 relay"
+
+
 async def test_a_limit_of_a_site_holds_for_all_workers_together(tmp_path):
     """Four workers, all with mail for it, three connections: never a fourth, and all of it arrives."""
     judge = Judge(content)
