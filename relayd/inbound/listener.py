@@ -11,7 +11,7 @@ import fcntl
 import functools
 import socket
 import termios
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from relayd import log, metrics
@@ -106,23 +106,29 @@ class Listeners:
             acceptor.stop()
         self._acceptors.clear()
         self._tally.shut()
-        for task, session in self._sessions.items():
-            if session.shakes_hands:
-                # Nothing is begun, and a client that stops there would hold everybody up for all of the time.
-                session.cut()
-                task.cancel()
-            else:
-                session.drain()
+        for session in self._sessions.values():
+            session.drain()
         try:
-            if self._sessions:
-                await asyncio.wait(self._sessions, timeout=seconds)
+            handshakes = min(seconds, self._timing.linger)
+            await self._ended(handshakes)
+            # Nothing is begun, and a client that stops there would hold everybody up for all of the time.
+            self._cut({task: session for task, session in self._sessions.items() if session.shakes_hands})
+            await self._ended(seconds - handshakes)
         finally:
-            for task, session in list(self._sessions.items()):
-                session.cut()
-                task.cancel()
+            self._cut(self._sessions)
             await asyncio.gather(*self._sessions, return_exceptions=True)
             if self._sweep_handle:
                 self._sweep_handle.cancel()
+
+    async def _ended(self, seconds: float) -> None:
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=seconds)
+
+    @staticmethod
+    def _cut(sessions: Mapping[asyncio.Task[None], Session]) -> None:
+        for task, session in sessions.items():
+            session.cut()
+            task.cancel()
 
     # --- a connection's way -------------------------------------------------------------------------------------------
 

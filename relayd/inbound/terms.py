@@ -18,8 +18,8 @@ class Timing(msgspec.Struct, frozen=True):
     """Every wait of inbound, in seconds; tests shorten them.
 
     idle: for a command (RFC 5321 §4.5.3.2.7 wants five minutes) and between two chunks of a message. data_grace: before
-    the minimum data rate counts. handshake: of TLS. linger: for a client to take note of our last words. tick: how
-    exact all of these are. accept_pause: after descriptors ran out.
+    the minimum data rate counts. handshake: of TLS. linger: for a client to take note of our last words, and to end the
+    handshake before them. tick: how exact all of these are. accept_pause: after descriptors ran out.
     """
 
     idle: float = 300.0

@@ -11,7 +11,7 @@ import pytest
 
 from relayd import metrics
 from relayd.config.schema import ListenerKind
-from tests.fakes.inbound import QUICK, Inbound
+from tests.fakes.inbound import HOSTNAME, QUICK, Inbound
 
 MESSAGE = b"Subject: t\r\n\r\nText\r\n"
 
@@ -106,14 +106,20 @@ async def reply(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def in_the_handshake(inbound, kind) -> asyncio.StreamWriter:
-    """A client that has begun TLS and says no more."""
+async def before_the_handshake(inbound, kind) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that may begin TLS."""
     reader, writer = await asyncio.open_connection("127.0.0.1", inbound.ports[kind])
     if kind == "submission":
         for said in (b"EHLO x\r\n", b"STARTTLS\r\n"):
             await reply(reader)
             writer.write(said)
         await reply(reader)
+    return reader, writer
+
+
+async def in_the_handshake(inbound, kind) -> asyncio.StreamWriter:
+    """A client that has begun TLS and says no more."""
+    _, writer = await before_the_handshake(inbound, kind)
     writer.write(b"\x16\x03\x01")
     return writer
 
@@ -126,6 +132,21 @@ async def test_drain_cuts_handshakes_that_do_not_end(inbound, kind, eventually):
     async with asyncio.timeout(QUICK.handshake / 2):
         await inbound.listeners.drain(60)
     assert not inbound.listeners._sessions
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["submission", "submissions"])
+async def test_drain_lets_a_handshake_end_and_says_goodbye_under_tls(inbound, kind, eventually):
+    """A client that is told nothing takes an end there for trouble with TLS, not for a relay that comes back."""
+    sessions = inbound.listeners._sessions.values()
+    reader, writer = await before_the_handshake(inbound, kind)
+    await eventually(lambda: any(session.shakes_hands for session in sessions))
+    draining = asyncio.create_task(inbound.listeners.drain(60))
+    await eventually(lambda: not inbound.listeners._acceptors)
+    await writer.start_tls(inbound.certificate.client_context, server_hostname=HOSTNAME)
+    said = await reader.read()
+    assert b"421 4.3.2" in said
+    await asyncio.wait_for(draining, 10)
     writer.close()
 
 
