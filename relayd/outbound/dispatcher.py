@@ -41,9 +41,6 @@ from relayd.tls import NextHopContexts
 ROUTE_SECONDS = 3600.0
 """How long a domain stays bound to a configured route: a bound on memory, not on truth."""
 
-UNHEALTHY_PAUSE = 1.0
-"""Seconds until the queue's health is looked at again."""
-
 CUT_SECONDS = 2.0
 """Seconds an attempt may take to end after it was cut, as it has nothing to wait for, and to read a header then."""
 
@@ -59,8 +56,8 @@ class Dispatcher:
     """Takes messages, delivers them.
 
     Invariants: an entry taken or unrouted is settled or, by a bug, put back, never forgotten; nothing starts before
-    `start`, while draining, or while the queue cannot record outcomes (I5). add is O(recipients), the rest O(1) or
-    O(log n) for each entry that moves.
+    `start`, while draining, or while the queue does not record outcomes as they come (I5). add is O(recipients), the
+    rest O(1) or O(log n) for each entry that moves.
     """
 
     def __init__(
@@ -179,8 +176,8 @@ class Dispatcher:
             self._wake_for_next()
             return
         now = clock.monotonic()
-        if not self._queue.healthy:
-            self._wake_at(now + UNHEALTHY_PAUSE)
+        if pause := self._queue.pause:
+            self._wake_at(now + pause)
             return
         self._scheduler.advance(now)
         self._route(now)
@@ -230,8 +227,8 @@ class Dispatcher:
                 raise
             self._conclusion.attempted(site, entry, outcomes)
             work = None
-            if not self._queue.healthy:
-                self._wake_at(clock.monotonic() + UNHEALTHY_PAUSE)
+            if pause := self._queue.pause:
+                self._wake_at(clock.monotonic() + pause)
             elif self._running:
                 work = self._scheduler.take(clock.monotonic(), site)
                 if self._scheduler.sites.has_more or self._scheduler.unbound.has_more:

@@ -12,6 +12,7 @@ from relayd.message.outcome import Verdict
 from relayd.smtp.reply import Reply
 from relayd.spool.records import Result, Settled, State
 from tests.fakes.dns_server import DnsServer
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.smtp_peer import DROP, SILENCE
 from tests.integration.outbound.rig import BODY, QUICK, Relay
 
@@ -171,11 +172,10 @@ async def test_address_literals_are_routed_to_their_address(start, relay, eventu
     assert len(peer.recipients) == 2
 
 
-async def test_nothing_starts_while_the_spool_cannot_record(start, relay, eventually, monkeypatch):
-    monkeypatch.setattr("relayd.outbound.dispatcher.UNHEALTHY_PAUSE", 0.02)
+async def test_nothing_starts_while_the_spool_cannot_record(start, relay, eventually):
     peer = await start()
     relay = await relay(routes={"*": [peer]})
-    relay.dispatcher._queue = _Unhealthy(relay.queue)
+    relay.dispatcher._queue = _Paused(relay.queue)
     await relay.submit("b@peer.example")
     await eventually(lambda: relay.dispatcher._queue.asked > 3)
     assert peer.sessions == []
@@ -184,9 +184,8 @@ async def test_nothing_starts_while_the_spool_cannot_record(start, relay, eventu
     assert len(peer.messages) == 1
 
 
-async def test_what_waited_for_a_healthy_spool_goes_on_by_itself(start, relay, eventually, monkeypatch):
+async def test_what_waited_for_a_healthy_spool_goes_on_by_itself(start, relay, eventually):
     """The spool fails during an attempt: its worker takes nothing more, and nothing new comes to wake anyone."""
-    monkeypatch.setattr("relayd.outbound.dispatcher.UNHEALTHY_PAUSE", 0.02)
     goes_on = asyncio.Event()
 
     async def hold(session, line):
@@ -198,7 +197,7 @@ async def test_what_waited_for_a_healthy_spool_goes_on_by_itself(start, relay, e
     await relay.submit("a@peer.example")
     await relay.submit("b@peer.example")
     await eventually(lambda: peer.sessions and b"hello" in peer.sessions[0].raw)
-    relay.dispatcher._queue = _Unhealthy(relay.queue)
+    relay.dispatcher._queue = _Paused(relay.queue)
     goes_on.set()
     await eventually(lambda: relay.dispatcher._queue.asked > 3)
     assert len(peer.messages) == 1
@@ -207,20 +206,43 @@ async def test_what_waited_for_a_healthy_spool_goes_on_by_itself(start, relay, e
     assert len(peer.messages) == 2
 
 
-class _Unhealthy:
-    """The queue while a commit has failed."""
+async def test_a_disk_that_stalls_has_only_so_much_sent_that_a_crash_would_send_again(
+    start, relay, eventually, monkeypatch
+):
+    monkeypatch.setattr("relayd.spool.queue.MOST_UNRECORDED", 5)
+    peer, store = await start(), MemoryStore()
+    relay = await relay(routes={"*": [peer]}, connections=3, store=store)
+    relay.dispatcher._running = False
+    for number in range(30):
+        await relay.submit(f"u{number}@peer.example")
+    store.held = True
+    relay.dispatcher._queue = watched = _Paused(relay.queue, lambda: relay.queue.pause)
+    relay.dispatcher.start()
+    await eventually(lambda: relay.scheduler.counts()["active"] == relay.queue.unrecorded >= 5)
+    seen = watched.asked
+    await eventually(lambda: watched.asked > seen + 10)
+    assert len(peer.messages) == relay.queue.unrecorded <= 5 + 3 - 1, "beyond the bound, only what was under way"
+    store.release()
+    await eventually(lambda: relay.empty)
+    assert len(peer.messages) == 30
+    assert relay.queue.unrecorded == 0
 
-    def __init__(self, queue):
+
+class _Paused:
+    """The queue, as a rule after a commit has failed, and how often it was asked whether deliveries may start."""
+
+    def __init__(self, queue, seconds=lambda: 0.02):
         self._queue = queue
+        self._seconds = seconds
         self.asked = 0
 
     def __getattr__(self, name):
         return getattr(self._queue, name)
 
     @property
-    def healthy(self):
+    def pause(self):
         self.asked += 1
-        return False
+        return self._seconds()
 
 
 async def test_draining_lets_attempts_in_flight_end_and_starts_none(start, relay, eventually):
