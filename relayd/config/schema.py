@@ -350,7 +350,8 @@ class Process(Section):
     """What the process may do."""
 
     user: str | None = Field(default=None, examples=["relayd"])
-    """User to become after the sockets are bound, when started as root."""
+    """User to become after the sockets are bound, when started as root. What that user cannot read, the private key
+    perhaps, is not read anew on SIGHUP: the relay says so, and goes on as it is."""
 
 
 class Settings(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import itertools
 import json
@@ -320,29 +321,71 @@ async def test_a_second_signal_cuts(relay: Relay, sink: Sink, eventually) -> Non
     assert json.loads(read.stdout)["total"] == 1
 
 
-def become_nobody(relay: Relay) -> None:
-    """In one process: the program of others could lie where only root can enter."""
+def become_nobody(relay: Relay, workers: int = 1) -> None:
     text = relay.config.read_text().replace('# user = "relayd"', 'user = "nobody"')
-    relay.config.write_text(re.sub("# workers = .*", "workers = 1", text))
+    relay.config.write_text(re.sub("# workers = .*", f"workers = {workers}", text))
+
+
+def nobody_runs_relayd() -> bool:
+    """Whether interpreter and program lie where others than root can enter: workers are started after root."""
+    command = [sys.executable, "-c", "import relayd"]
+    try:
+        return subprocess.run(command, user="nobody", env=environment(), check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def processes(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def users(pid: int) -> set[str]:
+    """All four of a process: real, effective, saved, of file systems."""
+    [line] = re.findall(r"^Uid:\s+(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return set(line.split())
+
+
+def privileged_port() -> int:
+    """A free one that only root can take."""
+    for port in range(600, 1024):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_root_is_given_up(relay: Relay, sink: Sink, eventually) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_root_is_given_up(relay: Relay, sink: Sink, eventually, workers: int) -> None:  # type: ignore[no-untyped-def]
+    if workers > 1 and not nobody_runs_relayd():
+        pytest.skip("the interpreter lies where only root can enter")
     for directory in itertools.takewhile(lambda path: path != Path(tempfile.gettempdir()), relay.directory.parents):
         directory.chmod(0o755)
     await asyncio.to_thread(relay.run, "user", "remove", "ada")
-    become_nobody(relay)
+    become_nobody(relay, workers)
+    text = relay.config.read_text()
+    port = privileged_port()
+    relay.config.write_text(text.replace(f":{relay.submission}", f":{port}"))
+    relay.submission = port
     added = await asyncio.to_thread(relay.run, "user", "add", "ada", "--password-stdin", stdin=PASSWORD)
     assert added.returncode == 0
     await sink.open()
     await relay.start()
     assert relay.process is not None
-    status = Path(f"/proc/{relay.process.pid}/status").read_text()
     nobody = (relay.directory / "spool").stat().st_uid
     assert nobody != 0
-    assert re.search(rf"^Uid:\s+{nobody}\s+{nobody}\s+{nobody}\s+{nobody}$", status, re.MULTILINE)
+    before = processes(relay.process.pid)
+    assert len(before) == (1 if workers == 1 else 1 + workers)
+    assert [users(pid) for pid in before] == [{str(nobody)}] * len(before)
     await relay.submit("bob@example.org")
     await eventually(lambda: sink.contents)
+    if workers > 1:  # none of those that take their place could bind the port, or read the private key
+        for worker in before[1:]:
+            os.kill(worker, signal.SIGKILL)
+        await eventually(lambda: relay.output().count('"recovered"') == 2 * workers, 30)
+        await relay.submit("bob@example.org")
+        await eventually(lambda: len(sink.contents) == 2)
     assert await relay.end(signal.SIGTERM) == 0
 
 
