@@ -8,7 +8,9 @@ read-only), else injected by strace. Not by strace are short writes: a result it
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.spool.queue import MOST_UNRECORDED
 from tests.crash.stage import LARGE, Stage, content, publish, until
 from tests.fakes import strace
 from tests.fakes.fragile_disk import DiskUnavailableError, FragileDisk
@@ -97,6 +100,30 @@ async def test_an_error_that_stays(tmp_path, capsys, calls, error):
         await asyncio.wait_for(sending, 60)
         await settle(stage, capsys, sender)
         assert stage.judge.acknowledged == deliveries(range(1000))
+
+
+async def test_a_disk_that_stalls(tmp_path, capsys):
+    """Deliveries of a long queue run ahead of it only so far, and a kill has no others made again."""
+    connections = 20
+    async with Stage(tmp_path, retry_schedule=["5s"]) as stage:
+        stage.hop.shut = True
+        await stage.sender(sessions=connections).send(range(2000))
+        await until(lambda: len(list(stage.events("deferred"))) == 2000)
+        async with strace.attached(stage.writer, *strace.delay("fdatasync", 60)):
+            stage.hop.shut = False
+            await until(lambda: len(stage.judge.arrivals) >= MOST_UNRECORDED)
+            for _ in range(50):
+                await stage.relay.metrics()
+            ahead = len(stage.judge.arrivals)
+            os.kill(stage.pid, signal.SIGKILL)  # dead when strace lets go of it
+        assert await stage.falls(lambda: False)
+        await stage.restart()
+        await stage.relay.emptied(30)
+        verdict = stage.judge.verdict()
+        publish(capsys, verdict, f"{ahead} delivered ahead of the disk")
+        assert ahead <= MOST_UNRECORDED + connections
+        assert verdict.faults() == {}
+        assert 0 < max(verdict.doubled) <= ahead
 
 
 async def failures(stage: Stage, more: int) -> None:

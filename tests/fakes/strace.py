@@ -63,6 +63,11 @@ def fail(names: str, error: str, when: str = "1+") -> tuple[str, ...]:
     return "-e", f"trace={names}", "-e", f"inject={names}:error={error}:when={when}"
 
 
+def delay(names: str, seconds: int) -> tuple[str, ...]:
+    """Options: these calls take so much longer."""
+    return "-e", f"trace={names}", "-e", f"inject={names}:delay_enter={seconds}s"
+
+
 def watch(trace: Path) -> tuple[str, ...]:
     """Options: write down all CALLS."""
     return "-y", "-s", "64", "-o", str(trace), "-e", f"trace={','.join(CALLS)}"
