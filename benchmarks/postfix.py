@@ -14,6 +14,8 @@ from pathlib import Path
 from processes import HOST, await_listener, free_port, program, running_until
 from wanted import PASSWORD, USER, Wanted, certify
 
+from tests.interop.mail_servers import POSTFIX_MASTER
+
 # Debian's defaults, with what would hold Postfix back on one machine taken away: no DNS, no reverse look-ups, no pause
 # for a queue manager that lags, and as many deliveries at once to the one next hop as relayd makes.
 _MAIN_CF = """\
@@ -83,31 +85,6 @@ service stats {{
 }}
 """
 
-_MASTER_CF = """\
-{host}:{port} inet n - n - - smtpd
-postlog unix-dgram n - n - 1 postlogd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-flush unix n - n 1000? 0 flush
-proxymap unix - - n - - proxymap
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-showq unix n - n - - showq
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-tlsmgr unix - - n 1000? 1 tlsmgr
-"""
-
-
 @contextlib.contextmanager
 def postfix(wanted: Wanted) -> Iterator[int]:
     """Run Postfix; where `tls` is wanted, with Dovecot beside it."""
@@ -119,7 +96,7 @@ def postfix(wanted: Wanted) -> Iterator[int]:
     facts = {"scratch": scratch, "host": HOST, "port": port}
     main = _MAIN_CF + (_SUBMISSION if wanted.tls else _FROM_NETWORK)
     (configuration / "main.cf").write_text(main.format(**facts) + _routes(wanted, configuration), encoding="utf-8")
-    (configuration / "master.cf").write_text(_MASTER_CF.format(**facts), encoding="utf-8")
+    (configuration / "master.cf").write_text(POSTFIX_MASTER.format(**facts), encoding="utf-8")
     control = [program("postfix"), "-c", str(configuration)]
     with _dovecot(wanted), (scratch / "postfix.out").open("ab") as output:
         subprocess.run([*control, "start"], stdout=output, stderr=output, check=True)

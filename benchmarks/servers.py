@@ -28,6 +28,7 @@ host_lookup =
 rfc1413_query_timeout = 0s
 keep_environment =
 smtp_accept_max = 500
+smtp_connect_backlog = 500
 smtp_accept_max_per_connection = 0
 smtp_accept_queue_per_connection = 0
 acl_smtp_rcpt = recipient
@@ -44,12 +45,6 @@ onward:
   transport = onward
   self = send
 
-begin transports
-onward:
-  driver = smtp
-  port = {sink}
-  allow_localhost
-  hosts_avoid_tls = *
 """
 
 _OPENSMTPD = """\
@@ -77,8 +72,8 @@ HARAKA = ROOT / "build" / "interop" / "haraka" / "node_modules" / "Haraka"
 
 def exim(wanted: Wanted) -> contextlib.AbstractContextManager[int]:
     """Run Debian's Exim."""
-    kind = mail_servers.EXIM._replace(files={"exim4/exim4.conf": _EXIM}, command=("/usr/sbin/exim4", "-bdf", "-q1m"))
-    return _of_debian(kind, wanted)
+    files = {"exim4/exim4.conf": _EXIM + mail_servers.EXIM_TRANSPORT}
+    return _of_debian(mail_servers.EXIM._replace(files=files, command=("/usr/sbin/exim4", "-bdf", "-q1m")), wanted)
 
 
 def opensmtpd(wanted: Wanted) -> contextlib.AbstractContextManager[int]:

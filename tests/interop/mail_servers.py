@@ -76,7 +76,7 @@ alias_maps =
 alias_database =
 """
 
-_POSTFIX_MASTER = """\
+POSTFIX_MASTER = """\
 {host}:{port} inet n - n - - smtpd
 postlog unix-dgram n - n - 1 postlogd
 pickup unix n - n 60 1 pickup
@@ -96,6 +96,7 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 tlsmgr unix - - n 1000? 1 tlsmgr
 """
+"""Debian's, less what needs a chroot or is not used."""
 
 _EXIM = """\
 primary_hostname = peer.test
@@ -137,6 +138,9 @@ onward:
   transport = onward
   self = send
 
+"""
+
+EXIM_TRANSPORT = """\
 begin transports
 onward:
   driver = smtp
@@ -144,6 +148,7 @@ onward:
   allow_localhost
   hosts_avoid_tls = *
 """
+"""To the sink, in clear."""
 
 _OPENSMTPD = """\
 pki peer.test cert "/etc/server.pem"
@@ -179,14 +184,14 @@ class Kind(NamedTuple):
 POSTFIX = Kind(
     "postfix",
     ("/usr/sbin/postfix", "start-fg"),
-    {"postfix/main.cf": _POSTFIX_MAIN, "postfix/master.cf": _POSTFIX_MASTER},
+    {"postfix/main.cf": _POSTFIX_MAIN, "postfix/master.cf": POSTFIX_MASTER},
     owner="postfix",
     session=b": connect from ",
 )
 EXIM = Kind(
     "exim",
     ("/usr/sbin/exim4", "-bdf", "-q1m", "-v"),
-    {"exim4/exim4.conf": _EXIM},
+    {"exim4/exim4.conf": _EXIM + EXIM_TRANSPORT},
     users=("Debian-exim",),
     owner="Debian-exim",
     unpacked="exim4-daemon-light",
