@@ -23,8 +23,8 @@ class _Message(msgspec.Struct, frozen=True, tag_field="command"):
 class Setup(_Message, frozen=True, tag="setup"):
     """The first note to a worker: which one it is, the validated configuration, and what only root could read or bind.
 
-    sockets: for each, the listener's place in the configuration and the inherited descriptor. tally: the
-    inherited descriptor of `inbound.tally`. certificate and private_key: PEM, empty without [tls].
+    sockets: for each, the listener's place in the configuration and the inherited descriptor. headcount: the
+    inherited descriptor of `inbound.headcount`. certificate and private_key: PEM, empty without [tls].
     """
 
     number: int
@@ -34,7 +34,7 @@ class Setup(_Message, frozen=True, tag="setup"):
     certificate: bytes
     private_key: bytes
     sockets: list[tuple[int, int]]
-    tally: int
+    headcount: int
 
 
 class Drain(_Message, frozen=True, tag="drain"):

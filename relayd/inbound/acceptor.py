@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from relayd import log
-from relayd.inbound.tally import Tally
+from relayd.inbound.headcount import Headcount
 
 BACKLOG = 1024
 """Connections the kernel may keep waiting for us."""
@@ -37,13 +37,13 @@ class Acceptor:
         sock: socket.socket,
         welcome: Callable[[socket.socket, object], None],
         pause: float,
-        tally: Tally,
+        headcount: Headcount,
     ) -> None:
-        """`pause`: seconds without accepting while descriptors are spent. `tally`: with who accepts here too."""
+        """`pause`: seconds without accepting while descriptors are spent. `headcount`: with who accepts here too."""
         self._socket = sock
         self._welcome = welcome
         self._pause = pause
-        self._tally = tally
+        self._headcount = headcount
         self._resume: asyncio.TimerHandle | None = None
         self._looks = 0
         """How many are left; 0 while nothing is left to another process."""
@@ -63,13 +63,13 @@ class Acceptor:
 
     def look(self) -> None:
         """Connections have ended: perhaps there is nothing to be left to another process any more."""
-        if self._looks and not self._tally.leaves():
+        if self._looks and not self._headcount.leaves():
             self._listen()
 
     def _ready(self) -> None:
-        if not self._tally.shared:
+        if not self._headcount.shared:
             self._take(_BURST)
-        elif self._tally.leaves():
+        elif self._headcount.leaves():
             self._leave(_LOOKS)
         else:
             self._take(1)  # the next one is for whoever is idle
@@ -79,7 +79,7 @@ class Acceptor:
         self._rest(_INTERVAL, self._look)
 
     def _look(self) -> None:
-        if not self._tally.leaves():
+        if not self._headcount.leaves():
             self._listen()
         elif self._looks > 1:
             self._leave(self._looks - 1)

@@ -9,8 +9,8 @@ import collections
 
 from relayd import metrics
 from relayd.config.schema import Limits
+from relayd.inbound.headcount import Headcount
 from relayd.inbound.policy import Policy, subscriber
-from relayd.inbound.tally import Tally
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
 
@@ -21,23 +21,23 @@ class Admission:
     Processes that admit at the same moment may let in one more each than the limit says.
     """
 
-    def __init__(self, limits: Limits, policy: Policy, tally: Tally) -> None:
+    def __init__(self, limits: Limits, policy: Policy, headcount: Headcount) -> None:
         self._limits = limits
         self._policy = policy
-        self._tally = tally
+        self._headcount = headcount
         self._open = 0
         self._by_client: collections.Counter[str] = collections.Counter()
 
     def admit(self, client: str) -> Reply | None:
         """Count a connection in, or say why not."""
-        if self._open + self._tally.elsewhere() >= self._limits.connections:
+        if self._open + self._headcount.elsewhere() >= self._limits.connections:
             return reply.TOO_MANY_CONNECTIONS
         if key := self._key(client):
-            if self._by_client[key] + self._tally.of_elsewhere(key) >= self._limits.connections_per_client:
+            if self._by_client[key] + self._headcount.of_elsewhere(key) >= self._limits.connections_per_client:
                 return reply.TOO_MANY_CONNECTIONS_OF_CLIENT
             self._by_client[key] += 1
         self._open += 1
-        self._tally.count(key, 1)
+        self._headcount.count(key, 1)
         metrics.inbound_connections.inc()
         return None
 
@@ -48,7 +48,7 @@ class Admission:
             if not self._by_client[key]:
                 del self._by_client[key]
         self._open -= 1
-        self._tally.count(key, -1)
+        self._headcount.count(key, -1)
         metrics.inbound_connections.dec()
 
     def _key(self, client: str) -> str:

@@ -20,10 +20,10 @@ from relayd.config.schema import Listener, ListenerKind, Settings
 from relayd.inbound import sockets
 from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.admission import Admission
+from relayd.inbound.headcount import Headcount
 from relayd.inbound.policy import Policy, client_address
 from relayd.inbound.session import Session
 from relayd.inbound.sockets import ListenerError
-from relayd.inbound.tally import Tally
 from relayd.inbound.terms import Terms, Timing
 from relayd.smtp import reply
 from relayd.smtp.reply import Reply
@@ -61,7 +61,7 @@ class Listeners:
         self._authenticator = authenticator
         self._timing = timing
         self._policy = Policy(settings)
-        self._share(Tally.alone())
+        self._share(Headcount.alone())
         self._sockets: list[tuple[Listener, socket.socket]] = []
         self._acceptors: list[Acceptor] = []
         self._sessions: dict[asyncio.Task[None], Session] = {}
@@ -75,14 +75,14 @@ class Listeners:
         self._take(sockets.bind(self._settings.listeners))
         return self._bound()
 
-    def adopt(self, shared: Sequence[sockets.Bound], tally: Tally) -> None:
+    def adopt(self, shared: Sequence[sockets.Bound], headcount: Headcount) -> None:
         """Serve on these instead, which other processes accept from too."""
         self._take(shared)
-        self._share(tally)
+        self._share(headcount)
 
-    def _share(self, tally: Tally) -> None:
-        self._tally = tally
-        self._admission = Admission(self._settings.limits, self._policy, tally)
+    def _share(self, headcount: Headcount) -> None:
+        self._headcount = headcount
+        self._admission = Admission(self._settings.limits, self._policy, headcount)
 
     def _take(self, bound: Sequence[sockets.Bound]) -> None:
         self._sockets = [(self._settings.listeners[one.listener], one.socket) for one in bound]
@@ -91,10 +91,10 @@ class Listeners:
         """Serve; binds first where `bind` was not called. ListenerError."""
         if not self._sockets:
             self.bind()
-        self._tally.open()
+        self._headcount.open()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
-            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._tally)
+            acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._headcount)
             acceptor.start()
             self._acceptors.append(acceptor)
         self._sweep()
@@ -105,7 +105,7 @@ class Listeners:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
-        self._tally.shut()
+        self._headcount.shut()
         for session in self._sessions.values():
             session.drain()
         try:

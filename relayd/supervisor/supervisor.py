@@ -35,8 +35,8 @@ from relayd.control.protocol import (
     StatusQuery,
 )
 from relayd.control.server import Control
-from relayd.inbound import sockets, tally
-from relayd.inbound.tally import Tally
+from relayd.inbound import headcount, sockets
+from relayd.inbound.headcount import Headcount
 from relayd.message import queue_id
 from relayd.outbound.brokerage import Brokerage
 from relayd.service import make_directories
@@ -60,7 +60,7 @@ class Supervisor:
         self._started_at = clock.monotonic()
         self._state = "starting"
         self._sockets: Sequence[sockets.Bound] = ()
-        self._tally = tally.table(loaded.settings.workers)
+        self._headcount = headcount.table(loaded.settings.workers)
         self._admin: Admin | None = None
         self._control = Control(loaded.settings.spool.path, self)
         self._brokerage = Brokerage()
@@ -100,7 +100,7 @@ class Supervisor:
             self._rolling.cancel()
             await asyncio.gather(self._rolling, return_exceptions=True)
         await asyncio.gather(*self._keeping)
-        os.close(self._tally)
+        os.close(self._headcount)
         self._brokerage.close()
         await self._control.close()
         if self._admin:
@@ -136,7 +136,7 @@ class Supervisor:
             certificate=certificate,
             private_key=private_key,
             sockets=[(bound.listener, bound.socket.fileno()) for bound in self._sockets],
-            tally=self._tally,
+            headcount=self._headcount,
         )
 
     def begun(self, sender: Place) -> None:
@@ -145,7 +145,7 @@ class Supervisor:
 
     def ended(self, sender: Place) -> None:
         """What it had of sites is free, and it has no connections."""
-        Tally(self._tally, sender.number).clear()
+        Headcount(self._headcount, sender.number).clear()
         self._brokerage.leave(sender.number)
 
     def told(self, sender: Place, note: Note) -> None:

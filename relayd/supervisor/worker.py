@@ -39,8 +39,8 @@ from relayd.control.messages import (
     StartFailed,
 )
 from relayd.control.protocol import RefusedError
+from relayd.inbound.headcount import Headcount
 from relayd.inbound.sockets import Bound
-from relayd.inbound.tally import Tally
 from relayd.scheduler import lease_messages
 from relayd.service import DRAIN_SECONDS, Service, Share
 from relayd.supervisor import failure
@@ -179,8 +179,8 @@ def _service(setup: Setup, ask_broker: Callable[[Sequence[lease_messages.Request
     with _readable(settings, setup) as readable:
         service = Service(readable, Share(setup.number, setup.workers), ask_broker)
     shared = [Bound(listener, _inherited(descriptor)) for listener, descriptor in setup.sockets]
-    service.listeners.adopt(shared, Tally(setup.tally, setup.number))
-    os.close(setup.tally)
+    service.listeners.adopt(shared, Headcount(setup.headcount, setup.number))
+    os.close(setup.headcount)
     return service
 
 

@@ -69,7 +69,7 @@ class WorkerProcess:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *_command(theirs.fileno()),
-                    pass_fds=(theirs.fileno(), setup.tally, *(descriptor for _, descriptor in setup.sockets)),
+                    pass_fds=(theirs.fileno(), setup.headcount, *(descriptor for _, descriptor in setup.sockets)),
                     stdin=asyncio.subprocess.DEVNULL,
                 )
         except OSError:

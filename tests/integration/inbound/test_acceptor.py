@@ -10,7 +10,7 @@ import pytest
 
 from relayd.inbound import acceptor
 from relayd.inbound.acceptor import Acceptor
-from relayd.inbound.tally import Tally, table
+from relayd.inbound.headcount import Headcount, table
 
 
 class Side:
@@ -18,13 +18,13 @@ class Side:
 
     def __init__(self, sock: socket.socket, descriptor: int, number: int) -> None:
         self.taken: list[socket.socket] = []
-        self.tally = Tally(descriptor, number)
-        self.tally.open()
-        self.acceptor = Acceptor(sock, self._welcome, 1.0, self.tally)
+        self.headcount = Headcount(descriptor, number)
+        self.headcount.open()
+        self.acceptor = Acceptor(sock, self._welcome, 1.0, self.headcount)
 
     def _welcome(self, sock: socket.socket, _peer: object) -> None:
         self.taken.append(sock)
-        self.tally.count("", 1)
+        self.headcount.count("", 1)
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ async def test_who_has_the_most_no_more_takes_at_once(sides, monkeypatch, eventu
     """Not when its time is up: until then the other may have become the one with the most."""
     monkeypatch.setattr(acceptor, "_INTERVAL", 1000)
     first, _ = sides
-    first.tally.count("", 10)
+    first.headcount.count("", 10)
     first.acceptor.start()
     [client] = await connect(sides, 1)
     await eventually(lambda: first.acceptor._looks)
     first.acceptor.look()
     assert first.acceptor._looks
-    first.tally.count("", -9)
+    first.headcount.count("", -9)
     first.acceptor.look()
     await eventually(lambda: first.taken)
     client.close()

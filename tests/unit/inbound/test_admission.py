@@ -4,8 +4,8 @@ import pytest
 
 from relayd.config.schema import Settings
 from relayd.inbound.admission import Admission
+from relayd.inbound.headcount import Headcount, table
 from relayd.inbound.policy import Policy
-from relayd.inbound.tally import Tally, table
 from relayd.smtp import reply
 
 SETTINGS = Settings.model_validate(
@@ -17,20 +17,20 @@ SETTINGS = Settings.model_validate(
 )
 
 
-def admission_of(tally):
-    return Admission(SETTINGS.limits, Policy(SETTINGS), tally)
+def admission_of(headcount):
+    return Admission(SETTINGS.limits, Policy(SETTINGS), headcount)
 
 
 @pytest.fixture
 def admission():
-    return admission_of(Tally.alone())
+    return admission_of(Headcount.alone())
 
 
 @pytest.fixture
 def two():
     """Those of two processes of one relay."""
     descriptor = table(2)
-    yield [admission_of(Tally(descriptor, number)) for number in range(2)]
+    yield [admission_of(Headcount(descriptor, number)) for number in range(2)]
     os.close(descriptor)
 
 

@@ -37,7 +37,7 @@ def table(processes: int) -> int:
     return descriptor
 
 
-class Tally:
+class Headcount:
     """One process's view of the table, and its own row. All is O(processes)."""
 
     def __init__(self, descriptor: int, process: int) -> None:
@@ -51,7 +51,7 @@ class Tally:
         self._cells = functools.lru_cache(KNOWN_CLIENTS)(functools.partial(_cells, key))
 
     @classmethod
-    def alone(cls) -> Tally:
+    def alone(cls) -> Headcount:
         """Of a process that shares its sockets with nobody."""
         descriptor = table(1)
         try:

@@ -4,17 +4,17 @@ import os
 
 import pytest
 
-from relayd.inbound.tally import Tally, table
+from relayd.inbound.headcount import Headcount, table
 
 
 @pytest.fixture
 def processes():
     descriptor = table(3)
-    yield [Tally(descriptor, number) for number in range(3)]
+    yield [Headcount(descriptor, number) for number in range(3)]
     os.close(descriptor)
 
 
-def accept(process: Tally, connections: int, client: str = "") -> None:
+def accept(process: Headcount, connections: int, client: str = "") -> None:
     process.open()
     for _ in range(connections):
         process.count(client, 1)
@@ -28,7 +28,7 @@ def test_nobody_leaves_anything_to_processes_that_do_not_accept(processes):
 def test_the_only_one_there_takes_what_comes(processes):
     accept(processes[1], 0)
     assert not processes[1].leaves()
-    alone = Tally.alone()
+    alone = Headcount.alone()
     accept(alone, 9)
     assert not alone.leaves()
     assert not alone.shared
@@ -91,7 +91,7 @@ def test_of_many_clients_hardly_any_is_taken_for_another(processes):
 def test_the_key_is_another_for_each_relay(processes):
     """Or one client could choose its addresses so that another is refused."""
     descriptor = table(2)
-    cells = Tally(descriptor, 0)._cells("192.0.2.1"), processes[0]._cells("192.0.2.1")
+    cells = Headcount(descriptor, 0)._cells("192.0.2.1"), processes[0]._cells("192.0.2.1")
     os.close(descriptor)
     assert cells[0] != cells[1]
 
