@@ -153,7 +153,7 @@ uncertain_deliveries = Counter(
 quarantined = Counter("relayd_spool_quarantined", "Unreadable ranges of the spool set aside", registry=REGISTRY)
 torn = Counter("relayd_spool_torn", "Unfinished tails of journals found at start", registry=REGISTRY)
 spool_errors = Counter("relayd_spool_errors", "Failed commits", registry=REGISTRY)
-spool_healthy = Gauge("relayd_spool_healthy", "1 while every shard commits", registry=REGISTRY)
+spool_healthy = Gauge("relayd_spool_healthy", "1 while every shard commits, within 10 seconds", registry=REGISTRY)
 _site_changes = Counter(
     "relayd_site_changes",
     "Changes of a site's window (connections at once), rate (messages a second) or health, from its replies",

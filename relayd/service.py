@@ -182,9 +182,7 @@ class Service:
 
     def unready(self) -> str:
         """Why mail is not taken now; empty when it is."""
-        if self._state or not self.queue.healthy:
-            return self._state or "spool failed"
-        return "" if self.queue.space.enough() else "disk full"
+        return self._state or self.queue.trouble or ("" if self.queue.space.enough() else "disk full")
 
     async def metrics(self) -> CollectorRegistry:
         """The metrics as they are now."""

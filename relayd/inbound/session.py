@@ -129,7 +129,7 @@ class Session(Dialog):
     def _short_of_something(self, size: int) -> Reply | None:
         """Why no message can be taken now. Memory is not set aside: a client that declares much would starve others."""
         queue = self.terms.queue
-        if not queue.healthy:
+        if queue.trouble:
             return reply.NOT_STORED
         octets = min(max(size, MINIMUM_MEMORY), self.terms.limits.inline_body)  # the rest goes to its file
         if not queue.space.enough() or queue.memory.used + octets > queue.memory.limit:

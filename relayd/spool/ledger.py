@@ -16,7 +16,7 @@ from relayd.spool.records import Accepted, Filed, Held, Message, Record, Settled
 
 
 class Segment(msgspec.Struct, eq=False):
-    """A segment on disk. since: monotonic seconds at which it was first seen; written by `shard`.
+    """A segment on disk. since: monotonic seconds at which it was begun, or found.
 
     kept: it goes into the quarantine, not away. moving: its survivors are on their way into the index.
     live: the messages it answers for: what it, or a later one, says of them is not in the index yet. Among them are
@@ -52,10 +52,10 @@ class Ledger:
         self._home: dict[str, Segment] = {}
         self._places: dict[str, Place] = {}
 
-    def grow(self, number: int, octets: int) -> Segment:
-        """The newest segment, begun if it is new, at its present size."""
+    def grow(self, number: int, octets: int, now: float = 0.0) -> Segment:
+        """The newest segment, begun (`now`) if it is new, at its present size."""
         if not self.segments or self.segments[-1].number != number:
-            self.segments.append(Segment(number))
+            self.segments.append(Segment(number, since=now))
         segment = self.segments[-1]
         segment.octets = octets
         return segment

@@ -29,6 +29,9 @@ SHORT_LINE = 100
 UNHEALTHY_PAUSE, BEHIND_PAUSE = 1.0, 0.01
 """Seconds until a failed store, or a slow one, is looked at again for the sake of deliveries."""
 
+STALLED_SECONDS = 10.0
+"""A store whose oldest batch has waited for longer takes no new mail: its client would wait, too."""
+
 MOST_UNRECORDED = 500
 """Outcomes that may wait for a slow disk: after a crash that mail is sent again."""
 
@@ -85,10 +88,10 @@ class Queue:
             await asyncio.gather(*(store.close() for store in self._stores), return_exceptions=True)
             raise errors[0]
         self._opened = True
+        metrics.spool_healthy.set_function(lambda: not self.trouble)
         messages = [message for store in self._stores for message in store.messages.values()]
         for message in messages:
             self._kept.force(message)
-        self._judge()
         return sorted(messages, key=lambda message: message.envelope.accepted_at)
 
     async def close(self) -> None:
@@ -101,6 +104,16 @@ class Queue:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    @property
+    def trouble(self) -> str:
+        """Why no message can be made durable now; "" when it can."""
+        if not self.healthy:
+            return "spool failed"
+        for store in self._stores:  # not any(): this is asked for each message
+            if store.behind > STALLED_SECONDS:
+                return "spool stalled"
+        return ""
 
     @property
     def pause(self) -> float:
@@ -221,7 +234,6 @@ class Queue:
 
     def _judge(self) -> None:
         self.healthy = all(repair.healthy for repair in self._repairs.values())
-        metrics.spool_healthy.set(self.healthy)
 
     def get(self, name: str) -> Message | None:
         """The message in memory with this queue id; None when there is none, or the text is no id."""

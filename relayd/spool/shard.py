@@ -108,6 +108,12 @@ class JournalStore:
         """Batches handed over and not yet durable."""
         return len(self._waiting) + len(self._flight)
 
+    @property
+    def behind(self) -> float:
+        """Seconds for which the oldest of these has waited; 0.0 when idle."""
+        oldest = self._flight or self._waiting
+        return clock.monotonic() - oldest[0].handed_over if oldest else 0.0
+
     # --- opening and closing ------------------------------------------------------------------------------------
 
     async def open(self) -> Recovered:
@@ -239,8 +245,9 @@ class JournalStore:
 
     def _apply(self, group: list[_Batch], position: Position) -> None:
         self._sound = True
-        metrics.commit_seconds.observe(clock.monotonic() - group[0].handed_over)
-        segment = self._grown(position)
+        now = clock.monotonic()
+        metrics.commit_seconds.observe(now - group[0].handed_over)
+        segment = self.ledger.grow(position.segment, position.octets, now)
         items = [item for batch in group for item in batch.items]
         places = journal.places(items, position.segment, position.offset)
         for batch in group:
@@ -248,12 +255,6 @@ class JournalStore:
                 self.ledger.apply(record, segment, place)
             if not batch.done.done():
                 batch.done.set_result(None)
-
-    def _grown(self, position: Position) -> Segment:
-        segment = self.ledger.grow(position.segment, position.octets)
-        if not segment.since:
-            segment.since = clock.monotonic()
-        return segment
 
     def _fail(self, group: list[_Batch], error: Exception) -> None:
         self._sound = False
@@ -293,7 +294,7 @@ class JournalStore:
             # Nobody waits for it; the next commit begins a segment, or tells why not.
             self._sound = False
         else:
-            self._grown(position)
+            self.ledger.grow(position.segment, position.octets, clock.monotonic())
         self._next()
 
     def rotate(self) -> None:

@@ -118,6 +118,10 @@ class Store(Protocol):
     def load(self) -> int:
         """Batches handed over and not yet durable; 0 when idle."""
 
+    @property
+    def behind(self) -> float:
+        """Seconds for which the oldest of these has waited; 0.0 when idle."""
+
     async def open(self) -> Recovered:
         """Become the owner. StoreLockedError after a bounded wait, FormatError, or OSError."""
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from relayd import clock
 from relayd.spool.records import Accepted, State
 from relayd.spool.store import StoreError, StoreLockedError
 from tests.contract.engines import SHARD, bodies
@@ -45,9 +46,23 @@ async def test_messages_are_up_to_date_when_the_commit_ends(engine):
     assert name(1, SHARD) not in store.messages
     assert store.load == 1
     await done
+    assert store.load == store.behind == 0
     assert store.messages[name(1, SHARD)].body == body(1)
     await store.commit([settled(1, shard=SHARD)])
     assert not store.messages
+    await store.close()
+
+
+async def test_how_long_the_oldest_batch_waits(engine, monkeypatch):
+    store = await engine.opened()
+    now = 1000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    first = store.commit([message(1)])
+    now += 7
+    second = store.commit([message(2)])
+    assert store.behind == 7
+    await asyncio.gather(first, second)
+    assert store.behind == 0
     await store.close()
 
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from relayd import clock
 from relayd.smtp.address import route_key
 from relayd.spool import journal
 from relayd.spool.bodies import Bodies
@@ -137,7 +138,7 @@ class MemoryStore:
         self.rest = MemoryRest(self.disk, self._messages)
         self.gate: asyncio.Event | None = None
         self.idle: Callable[[str], bool] = lambda _name: True
-        self._waiting: list[tuple[Sequence[Record], asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Sequence[Record], asyncio.Future[None], float]] = []
         self._open = False
 
     @property
@@ -147,6 +148,10 @@ class MemoryStore:
     @property
     def load(self) -> int:
         return len(self._waiting)
+
+    @property
+    def behind(self) -> float:
+        return clock.monotonic() - self._waiting[0][2] if self._waiting else 0.0
 
     async def open(self) -> Recovered:
         if self.disk.owned:
@@ -170,7 +175,7 @@ class MemoryStore:
             done.set_exception(StoreError("closed"))
             return done
         self.attempts.append(batch)
-        self._waiting.append((batch, done))
+        self._waiting.append((batch, done, clock.monotonic()))
         loop.call_soon(self._end)
         return done
 
@@ -198,7 +203,7 @@ class MemoryStore:
         if self.held:
             return
         waiting, self._waiting = self._waiting, []
-        for batch, done in waiting:
+        for batch, done, _ in waiting:
             if self.failing:
                 done.set_exception(StoreError("the disk is broken"))
                 continue

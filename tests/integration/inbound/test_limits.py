@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relayd import metrics
+from relayd import clock, metrics
 from relayd.config.schema import ListenerKind
+from relayd.spool.queue import STALLED_SECONDS
 from tests.fakes.inbound import HOSTNAME, QUICK, Inbound
 
 MESSAGE = b"Subject: t\r\n\r\nText\r\n"
@@ -63,6 +64,21 @@ async def test_trusted_clients_are_exempt(tmp_path, certificate):
     async with Inbound(tmp_path, certificate, settings={"limits": {"connections_per_client": 1}}) as inbound:
         for _ in range(3):
             await inbound.connect()
+
+
+async def test_no_mail_is_taken_while_the_disk_stalls(inbound, monkeypatch, eventually):
+    """Who has sent a message waits for its answer, as it may still be stored."""
+    inbound.store.held = True
+    waiting, next_one = await inbound.connect(), await inbound.connect()
+    await waiting.begin()
+    await waiting.send(MESSAGE + b".\r\n")
+    await eventually(lambda: inbound.store.attempts)
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now + STALLED_SECONDS + 1)
+    await next_one.expect(451, "MAIL FROM:<a@b.test>")
+    inbound.store.release()
+    assert (await waiting.reply()).startswith("250 2.0.0")
+    await next_one.expect(250, "MAIL FROM:<a@b.test>")
 
 
 async def test_connections_are_counted(inbound, eventually):

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from relayd import metrics
+from relayd import clock, metrics
 from relayd.message import queue_id
 from relayd.spool import repair
 from relayd.spool.memory import Memory
-from relayd.spool.queue import Queue
+from relayd.spool.queue import BEHIND_PAUSE, STALLED_SECONDS, UNHEALTHY_PAUSE, Queue
 from relayd.spool.records import Message, State
 from relayd.spool.shard import JournalStore
 from relayd.spool.space import Space
@@ -160,6 +160,41 @@ async def test_what_cannot_be_encoded_gives_its_memory_back(opened):
         await opened.queue.accept(type(bad)(bad.id, bad.sender, bad.recipients, "\ud800", 0.0, 3), b"abc")
     assert opened.memory.used == 0
     assert opened.queue.healthy
+
+
+async def test_a_store_that_stalls_is_trouble_until_it_goes_on(opened, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    store = opened.stores[0]
+    store.held = True
+    waiting = asyncio.create_task(opened.accept(1))
+    await asyncio.sleep(0)
+    now += STALLED_SECONDS
+    assert (opened.queue.trouble, healthy_metric()) == ("", 1)
+    now += 1
+    assert (opened.queue.trouble, healthy_metric()) == ("spool stalled", 0)
+    store.release()
+    await waiting
+    assert (opened.queue.trouble, healthy_metric()) == ("", 1)
+
+
+async def test_outcomes_that_are_not_durable_are_counted_and_hold_up_deliveries(opened, monkeypatch, eventually):
+    monkeypatch.setattr("relayd.spool.queue.MOST_UNRECORDED", 2)
+    for number in range(3):
+        await opened.accept(number)
+    store = opened.stores[0]
+    store.held = True
+    opened.queue.settle(settled(0), opened.recorded(0))
+    assert (opened.queue.unrecorded, opened.queue.pause) == (1, 0)
+    opened.queue.settle(settled(1), opened.recorded(1))
+    assert (opened.queue.unrecorded, opened.queue.pause) == (2, BEHIND_PAUSE)
+    store.failing = True
+    store.release()
+    await eventually(lambda: not opened.queue.healthy)
+    assert (opened.queue.unrecorded, opened.queue.pause) == (2, UNHEALTHY_PAUSE)
+    store.failing = False
+    await eventually(lambda: opened.queue.healthy and not opened.queue.unrecorded)
+    assert opened.queue.pause == 0
 
 
 async def test_outcomes_are_retried_in_order_until_durable(opened, eventually):
