@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
 def _measured(shape: str, arguments: argparse.Namespace) -> list[Speed]:
     shapes = {shape: SHAPES[shape]._replace(messages=arguments.messages or MESSAGES[shape])}
     measured = runs(shapes, [*RIVALS, "relayd"], arguments.rounds, arguments.directory, arguments.python)
-    return [Speed(run.shape, run.peer, run.round, run.rate) for run in measured]
+    return [Speed(run.shape, run.peer, run.round, run.measured.rate) for run in measured]
 
 
 def last_recorded(files: Iterable[Path], python: str) -> dict[str, list[Speed]]:

@@ -1,7 +1,7 @@
-"""Throughput and latency against one thing that grows: connections, the size of messages, the queue, or destinations.
+"""Throughput, latency and CPU against one thing that grows: connections, messages' size, the queue, or destinations.
 
 The shape is "kept" in all but that one thing, and load.py sends it. See README.md here for the method. Prints a table;
-writes JSON and two charts for each curve.
+writes JSON and three charts for each curve.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _of_size(kilobytes: int) -> Shape:
 
 
 CURVES = {
-    "connections": Curve("connections", (1, 2, 5, 20, 50, 200), lambda count: KEPT._replace(connections=count)),
+    "connections": Curve("connections", (1, 2, 5, 20, 40, 80, 200), lambda count: KEPT._replace(connections=count)),
     "size": Curve("KB", (1, 5, 20, 100, 1_000, 10_000), _of_size),
     "queue": Curve("messages waiting", (0, 1_000, 10_000, 100_000), lambda _: KEPT, filled=True),
     "destinations": Curve("domains", (1, 5, 20, 100, 500), lambda count: KEPT._replace(domains=count)),
@@ -67,13 +67,17 @@ def main() -> None:
             for rank in ("p50", "p99")
             for peer, line in _medians(runs, lambda one, rank=rank: one.accept_ms[rank]).items()
         }
-        screen.print(_table(curve, {"a second": rates, "ms": latencies}, points))
+        own = _own(_medians(runs, lambda one: one.rest_ms))
+        screen.print(_table(curve, {"a second": rates, "ms": latencies, "own CPU ms": own}, points))
         file = arguments.results / f"curve_{name}"
         raw = [[peer, at, one._asdict()] for peer, at, one in runs]
-        write(file.with_suffix(".json"), {"facts": about, "medians": rates, "accept_ms": latencies, "runs": raw})
+        medians = {"medians": rates, "accept_ms": latencies, "own_cpu_ms": own}
+        write(file.with_suffix(".json"), {"facts": about, **medians, "runs": raw})
         draw(f"{name}: deliveries a second", (curve.name, "a second"), rates, file.with_suffix(".svg"))
         title = f"{name}: milliseconds from the final dot to its 250, flat out"
         draw(title, (curve.name, "ms"), latencies, file.with_name(f"{file.name}_latency.svg"))
+        title = f"{name}: the relay's own CPU milliseconds a delivery"
+        draw(title, (curve.name, "ms"), own, file.with_name(f"{file.name}_cpu.svg"))
         screen.print(f"written to {file}.json")
 
 
@@ -126,12 +130,24 @@ def _medians(
     }
 
 
+def _own(rest: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """What is left of the machine's CPU without the tools, less what is left where there is no relay."""
+    nobody = dict(rest.get("none", ()))
+    own = {peer: line for peer, line in rest.items() if peer != "none"}
+    return {peer: [(at, ms - nobody.get(at, 0.0)) for at, ms in line] for peer, line in own.items()}
+
+
 def _table(curve: Curve, kinds: dict[str, dict[str, list[tuple[float, float]]]], points: Sequence[int]) -> Table:
     table = Table(curve.name, *(f"{at:,}" for at in points))
     for unit, lines in kinds.items():
         for name, line in lines.items():
-            table.add_row(f"{name}: {unit}", *(f"{value:,.{int(value < 100)}f}" for _, value in line))
+            table.add_row(f"{name}: {unit}", *(_figure(value) for _, value in line))
     return table
+
+
+def _figure(value: float) -> str:
+    """Two or three digits of it that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 if __name__ == "__main__":

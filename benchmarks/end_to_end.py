@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from measuring import SHAPES, Shape, add_where, fits, measure
+from measuring import SHAPES, Measured, Shape, add_where, fits, measure
 from peers import PEERS
 from processes import end_on_sigterm
 from results import RESULTS, console, facts, write
@@ -22,36 +22,16 @@ from rich.table import Table
 
 
 class Run(NamedTuple):
-    """One measurement. messages: copies at the sink; seconds: until it had all.
-
-    cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: those of the tools among them. accept_ms: from
-    a final dot to its 250, p50, p99 and max, where load.py was the tool.
-    """
+    """A measurement of a relay under one shape of load, in one round."""
 
     shape: str
     peer: str
     round: int
-    messages: int
-    seconds: float
-    cpu: float
-    load_cpu: float
-    sink_cpu: float
-    accept_ms: dict[str, float]
+    measured: Measured
 
-    @property
-    def rate(self) -> float:
-        """Deliveries per second, end to end."""
-        return self.messages / self.seconds
-
-    @property
-    def cpu_ms(self) -> float:
-        """CPU milliseconds a delivery, of the whole machine."""
-        return 1000 * self.cpu / self.messages
-
-    @property
-    def rest_ms(self) -> float:
-        """The same without the tools: the relay's, and what the kernel does for nobody in particular."""
-        return 1000 * (self.cpu - self.load_cpu - self.sink_cpu) / self.messages
+    def document(self) -> dict[str, object]:
+        """As results have it."""
+        return {"shape": self.shape, "peer": self.peer, "round": self.round, **self.measured._asdict()}
 
 
 class Summary(NamedTuple):
@@ -72,17 +52,18 @@ def main() -> None:
     as_root(arguments.peers)
     screen = console()
     about = facts(arguments.directory, arguments.python)
-    measured = []
+    found = []
     shapes = {name: SHAPES[name] for name in arguments.shape}
     if arguments.messages:
         shapes = {name: shape._replace(messages=arguments.messages) for name, shape in shapes.items()}
     for run in runs(shapes, arguments.peers, arguments.rounds, arguments.directory, arguments.python):
-        measured.append(run)
-        screen.print(f"round {run.round} {run.shape:8} {run.peer:9} {run.rate:8.0f} /s {run.cpu_ms:7.2f} ms CPU")
-    found = summaries(measured)
-    screen.print(table(found))
-    medians = {shape: {peer: one._asdict() for peer, one in by_peer.items()} for shape, by_peer in found.items()}
-    write(arguments.json, {"facts": about, "medians": medians, "runs": [run._asdict() for run in measured]})
+        found.append(run)
+        speed = f"{run.measured.rate:8.0f} /s {run.measured.cpu_ms:7.2f} ms CPU"
+        screen.print(f"round {run.round} {run.shape:8} {run.peer:9} {speed}")
+    by_shape = summaries(found)
+    screen.print(table(by_shape))
+    medians = {shape: {peer: one._asdict() for peer, one in by_peer.items()} for shape, by_peer in by_shape.items()}
+    write(arguments.json, {"facts": about, "medians": medians, "runs": [run.document() for run in found]})
     screen.print(f"written to {arguments.json}")
 
 
@@ -112,27 +93,27 @@ def runs(
         for name, shape in shapes.items():
             for peer in order:
                 if fits(peer, shape):
-                    yield Run(name, peer, number, *measure(peer, shape, directory, python))
+                    yield Run(name, peer, number, measure(peer, shape, directory, python))
 
 
-def summaries(measured: Iterable[Run]) -> dict[str, dict[str, Summary]]:
+def summaries(found: Iterable[Run]) -> dict[str, dict[str, Summary]]:
     """By shape, then by peer."""
-    by_shape: dict[str, dict[str, list[Run]]] = {}
-    for run in measured:
-        by_shape.setdefault(run.shape, {}).setdefault(run.peer, []).append(run)
-    found: dict[str, dict[str, Summary]] = {}
+    by_shape: dict[str, dict[str, list[Measured]]] = {}
+    for run in found:
+        by_shape.setdefault(run.shape, {}).setdefault(run.peer, []).append(run.measured)
+    summed: dict[str, dict[str, Summary]] = {}
     for shape, by_peer in by_shape.items():
         # What the kernel does for nobody in particular it does without a relay, too. There is no "none" under TLS.
-        nobody = statistics.median(run.rest_ms for run in by_peer["none"]) if "none" in by_peer else 0.0
-        found[shape] = {peer: _summary(peer, of_peer, nobody) for peer, of_peer in by_peer.items()}
-    return found
+        nobody = statistics.median(one.rest_ms for one in by_peer["none"]) if "none" in by_peer else 0.0
+        summed[shape] = {peer: _summary(peer, of_peer, nobody) for peer, of_peer in by_peer.items()}
+    return summed
 
 
-def _summary(peer: str, measured: list[Run], nobody: float) -> Summary:
-    rates = [run.rate for run in measured]
-    cpu_ms = statistics.median(run.cpu_ms for run in measured)
-    load_cpu_ms = statistics.median(1000 * run.load_cpu / run.messages for run in measured)
-    own = None if peer == "none" else statistics.median(run.rest_ms for run in measured) - nobody
+def _summary(peer: str, measured: list[Measured], nobody: float) -> Summary:
+    rates = [one.rate for one in measured]
+    cpu_ms = statistics.median(one.cpu_ms for one in measured)
+    load_cpu_ms = statistics.median(1000 * one.load_cpu / one.messages for one in measured)
+    own = None if peer == "none" else statistics.median(one.rest_ms for one in measured) - nobody
     return Summary(statistics.median(rates), min(rates), max(rates), cpu_ms, load_cpu_ms, own)
 
 

@@ -79,12 +79,13 @@ class Sent(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A measurement. cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: of the tools among them.
+    """A measurement. messages: copies at the sink; seconds: until it had all.
 
+    cpu: seconds of the whole machine, all processes; load_cpu, sink_cpu: of the tools among them.
     accept_ms: as of `Sent`.
     """
 
-    deliveries: int
+    messages: int
     seconds: float
     cpu: float
     load_cpu: float
@@ -94,7 +95,17 @@ class Measured(NamedTuple):
     @property
     def rate(self) -> float:
         """Deliveries per second, end to end."""
-        return self.deliveries / self.seconds
+        return self.messages / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds a delivery, of the whole machine."""
+        return 1000 * self.cpu / self.messages
+
+    @property
+    def rest_ms(self) -> float:
+        """The same without the tools: the relay's, and what the kernel does for nobody in particular."""
+        return 1000 * (self.cpu - self.load_cpu - self.sink_cpu) / self.messages
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:

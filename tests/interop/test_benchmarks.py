@@ -114,7 +114,8 @@ def test_a_curve_is_measured_and_drawn(tmp_path: Path, curve: str, points: tuple
     assert set(results["accept_ms"]) == {f"{peer} {rank}" for peer in medians for rank in ("p50", "p99")}
     assert set(medians) == ({"relayd"} if curve == "queue" else {"none", "relayd", "relayd-1"})
     assert all([at for at, _ in line] == list(points) for line in medians.values())
-    for chart in (f"curve_{curve}.svg", f"curve_{curve}_latency.svg"):
+    assert set(results["own_cpu_ms"]) == set(medians) - {"none"}
+    for chart in (f"curve_{curve}.svg", f"curve_{curve}_latency.svg", f"curve_{curve}_cpu.svg"):
         assert (tmp_path / chart).read_bytes().startswith(b"<?xml")
 
 
