@@ -36,8 +36,8 @@ _NONE = bytes(4)
 """A C int of 0: so many octets wait to be read."""
 
 
-class Bound(NamedTuple):
-    """An open listener."""
+class Endpoint(NamedTuple):
+    """Where a listener takes mail."""
 
     kind: str
     host: str
@@ -67,13 +67,13 @@ class Listeners:
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._sweep_handle: asyncio.TimerHandle | None = None
 
-    def bind(self) -> list[Bound]:
+    def bind(self) -> list[Endpoint]:
         """Take the addresses, before root is given up; connections are refused until `open`. ListenerError."""
         for listener in self._settings.listeners:
             if listener.kind is not ListenerKind.RELAY and self._tls_context is None:
                 raise ListenerError(f"listener {listener.bind}: kind {listener.kind.value} needs [tls]")
         self._take(sockets.bind(self._settings.listeners))
-        return self._bound()
+        return self._endpoints()
 
     def adopt(self, shared: Sequence[sockets.Bound], headcount: Headcount) -> None:
         """Serve on these instead, which other processes accept from too."""
@@ -87,7 +87,7 @@ class Listeners:
     def _take(self, bound: Sequence[sockets.Bound]) -> None:
         self._sockets = [(self._settings.listeners[one.listener], one.socket) for one in bound]
 
-    async def open(self) -> list[Bound]:
+    async def open(self) -> list[Endpoint]:
         """Serve; binds first where `bind` was not called. ListenerError."""
         if not self._sockets:
             self.bind()
@@ -98,7 +98,7 @@ class Listeners:
             acceptor.start()
             self._acceptors.append(acceptor)
         self._sweep()
-        return self._bound()
+        return self._endpoints()
 
     async def drain(self, seconds: float) -> None:
         """Listen no more; let open transactions end within `seconds`, then cut. A commit in progress completes."""
@@ -198,8 +198,8 @@ class Listeners:
             authenticator=self._authenticator,
         )
 
-    def _bound(self) -> list[Bound]:
-        return [Bound(listener.kind.value, *sock.getsockname()[:2]) for listener, sock in self._sockets]
+    def _endpoints(self) -> list[Endpoint]:
+        return [Endpoint(listener.kind.value, *sock.getsockname()[:2]) for listener, sock in self._sockets]
 
 
 def _talks_already(sock: socket.socket) -> bool:
