@@ -18,7 +18,7 @@ BACKLOG = 1024
 """Connections the kernel may keep waiting for us."""
 
 _BURST = 64
-"""Connections taken in one go, so that the loop gets to serve them."""
+"""Connections taken in one go at most, so that the loop gets to serve them."""
 
 _LOOKS, _INTERVAL = 10, 0.001
 """How often, each so many seconds, it is looked whether another process has taken a connection that was left to it …"""
@@ -67,12 +67,10 @@ class Acceptor:
             self._listen()
 
     def _ready(self) -> None:
-        if not self._headcount.shared:
-            self._take(_BURST)
-        elif self._headcount.leaves():
+        if self._headcount.leaves():
             self._leave(_LOOKS)
         else:
-            self._take(1)  # the next one is for whoever is idle
+            self._take(_BURST, self._headcount.leaves)
 
     def _leave(self, looks: int) -> None:
         self._looks = looks
@@ -85,9 +83,9 @@ class Acceptor:
             self._leave(self._looks - 1)
         else:
             self._listen()
-            self._take(_LEFT)
+            self._take(_LEFT, lambda: False)
 
-    def _take(self, most: int) -> None:
+    def _take(self, most: int, enough: Callable[[], bool]) -> None:
         for _ in range(most):
             try:
                 connection, peer = self._socket.accept()
@@ -99,6 +97,8 @@ class Acceptor:
             self._alerted = False
             connection.setblocking(False)
             self._welcome(connection, peer)
+            if enough():
+                return
 
     def _wait(self, error: OSError) -> None:
         """Try again later; other errors than spent resources are as little the client's fault."""

@@ -3,7 +3,7 @@
 A table in shared memory, a row for each process, written by that process alone: looked at for each connection, it costs
 neither a message nor a lock. What is read of others may be a moment old. Made by the supervisor.
 
-    table = key 16, row*      row = whether it accepts 4, connections 4, cell 4 * 2 * 65,536
+    table = key 16, row*      row = state 4, connections 4, cell 4 * 2 * 65,536
 
 A client is counted in a cell of either half of a row, which a keyed digest tells, and has at most the smaller of both
 (a count-min sketch: Cormode and Muthukrishnan, J. Algorithms 55, 2005). Of 2,000 clients one in a thousand finds both
@@ -19,7 +19,8 @@ import secrets
 from array import array
 from hashlib import blake2b
 
-_ACCEPTS, _CONNECTIONS, _CELLS = 0, 1, 2
+_STATE, _CONNECTIONS, _CELLS = 0, 1, 2
+_STARTS, _ACCEPTS, _AWAY = 0, 1, 2  # a new table is zeros
 _HALF = 65_536
 _ROW = _CELLS + 2 * _HALF
 _KEY = 16
@@ -30,7 +31,7 @@ KNOWN_CLIENTS = 4096
 
 
 def table(processes: int) -> int:
-    """The descriptor of a new table, for processes that do not accept yet. OSError."""
+    """The descriptor of a new table, for processes that are about to start. OSError."""
     descriptor = os.memfd_create("relayd-connections")
     os.ftruncate(descriptor, _KEY + processes * _ROW * _WORD)
     os.pwrite(descriptor, secrets.token_bytes(_KEY), 0)
@@ -60,17 +61,17 @@ class Headcount:
             os.close(descriptor)
 
     @property
-    def shared(self) -> bool:
-        """Whether there are other processes."""
-        return bool(self._others)
+    def awaits(self) -> bool:
+        """Whether another one has still to accept for the first time."""
+        return any(other[_STATE] == _STARTS for other in self._others)
 
     def open(self) -> None:
         """From now on connections may be left to this process."""
-        self._own[_ACCEPTS] = 1
+        self._own[_STATE] = _ACCEPTS
 
     def shut(self) -> None:
         """No more. Those it has still count."""
-        self._own[_ACCEPTS] = 0
+        self._own[_STATE] = _AWAY
 
     def count(self, client: str, change: int) -> None:
         """A connection more, or less; client: "" where it is of none that is bounded."""
@@ -82,6 +83,7 @@ class Headcount:
     def clear(self) -> None:
         """Of a process that has ended: it has no connections."""
         self._own[:] = array("I", bytes(_ROW * _WORD))
+        self.shut()
 
     def elsewhere(self) -> int:
         """Connections of the others."""
@@ -100,7 +102,7 @@ class Headcount:
         own = self._own[_CONNECTIONS]
         most = own - own // 4 - 1
         for other in self._others:  # noqa: SIM110
-            if other[_CONNECTIONS] < most and other[_ACCEPTS]:
+            if other[_CONNECTIONS] < most and other[_STATE] == _ACCEPTS:
                 return True
         return False
 

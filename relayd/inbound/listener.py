@@ -32,6 +32,9 @@ from relayd.tls import Context
 
 _STANDARD_TIMING = Timing()
 
+_LOOK = 0.005
+"""Seconds between looks whether the others that accept here have started."""
+
 _NONE = bytes(4)
 """A C int of 0: so many octets wait to be read."""
 
@@ -92,6 +95,7 @@ class Listeners:
         if not self._sockets:
             self.bind()
         self._headcount.open()
+        await self._company()
         for listener, sock in self._sockets:
             welcome = functools.partial(self._welcome, self._terms(listener))
             acceptor = Acceptor(sock, welcome, self._timing.accept_pause, self._headcount)
@@ -99,6 +103,13 @@ class Listeners:
             self._acceptors.append(acceptor)
         self._sweep()
         return self._endpoints()
+
+    async def _company(self) -> None:
+        """Wait for the others that start, as the first one there would get all clients that wait; but not for long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timing.company
+        while self._headcount.awaits and loop.time() < until:  # noqa: ASYNC110  # it is processes that are waited for
+            await asyncio.sleep(_LOOK)
 
     async def drain(self, seconds: float) -> None:
         """Listen no more; let open transactions end within `seconds`, then cut. A commit in progress completes."""

@@ -19,7 +19,8 @@ class Timing(msgspec.Struct, frozen=True):
 
     idle: for a command (RFC 5321 §4.5.3.2.7 wants five minutes) and between two chunks of a message. data_grace: before
     the minimum data rate counts. handshake: of TLS. linger: for a client to take note of our last words, and to end the
-    handshake before them. tick: how exact all of these are. accept_pause: after descriptors ran out.
+    handshake before them. tick: how exact all of these are. accept_pause: after descriptors ran out. company: for other
+    processes that start and accept from the same sockets.
     """
 
     idle: float = 300.0
@@ -28,6 +29,7 @@ class Timing(msgspec.Struct, frozen=True):
     linger: float = 2.0
     tick: float = 1.0
     accept_pause: float = 1.0
+    company: float = 1.0
 
 
 class Terms(msgspec.Struct, frozen=True, eq=False):

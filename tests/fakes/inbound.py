@@ -20,6 +20,8 @@ from relayd import metrics, tls
 from relayd.auth.authenticator import Authenticator
 from relayd.auth.users import HASHER
 from relayd.config.schema import Settings
+from relayd.inbound import sockets
+from relayd.inbound.headcount import Headcount
 from relayd.inbound.listener import Listeners
 from relayd.inbound.terms import Timing
 from relayd.spool.bodyfile import HEADER, path_of
@@ -69,7 +71,9 @@ class Inbound:
         settings: Mapping[str, object] | None = None,
         bare_lf: str = "reject",
         timing: Timing = QUICK,
+        headcount: Headcount | None = None,
     ) -> None:
+        """headcount: where other processes accept, too."""
         self.directory = directory
         self.certificate = certificate
         self.users_file = directory / "users"
@@ -88,6 +92,7 @@ class Inbound:
         self.queue.added = self._added
         self.messages: list[Message] = []
         self._timing = timing
+        self._headcount = headcount
         self._clients: list[Client] = []
         self.bugs = metrics.bugs._value.get()
 
@@ -101,6 +106,8 @@ class Inbound:
         self.listeners = Listeners(
             self.settings, self.certificate.context, self.queue, self.authenticator, timing=self._timing
         )
+        if self._headcount:
+            self.listeners.adopt(sockets.bind(self.settings.listeners), self._headcount)
         self.bound = await self.listeners.open()
         self.ports = {kind: port for kind, _, port in self.bound}
         return self

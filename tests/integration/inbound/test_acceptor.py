@@ -56,6 +56,16 @@ async def test_connections_are_shared_out(sides, eventually):
         client.close()
 
 
+async def test_those_who_wait_are_shared_out(sides, eventually):
+    clients = await connect(sides, 40)
+    for side in sides:
+        side.acceptor.start()
+    await eventually(lambda: sum(len(side.taken) for side in sides) == 40)
+    assert min(len(side.taken) for side in sides) >= 14
+    for client in clients:
+        client.close()
+
+
 async def test_what_is_left_to_a_hung_process_is_taken_all_the_same(sides, eventually):
     """It counts as the one with the fewest, and takes none."""
     sides[0].acceptor.start()

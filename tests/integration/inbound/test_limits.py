@@ -1,16 +1,19 @@
 """Connections: how many, what a shutdown does to them, and what happens when descriptors run out."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from relayd import clock, metrics
 from relayd.config.schema import ListenerKind
+from relayd.inbound.headcount import Headcount, table
 from relayd.spool.queue import STALLED_SECONDS
 from tests.fakes.inbound import HOSTNAME, QUICK, Inbound
 
@@ -21,6 +24,35 @@ MESSAGE = b"Subject: t\r\n\r\nText\r\n"
 async def inbound(tmp_path, certificate):
     async with Inbound(tmp_path, certificate) as started:
         yield started
+
+
+@pytest.fixture
+def two_processes():
+    descriptor = table(2)
+    yield [Headcount(descriptor, number) for number in range(2)]
+    os.close(descriptor)
+
+
+async def test_who_has_started_waits_for_the_others(tmp_path, certificate, two_processes, eventually):
+    """Or all clients that came back after a restart would be the first one's."""
+    own, other = two_processes
+    timing = msgspec.structs.replace(QUICK, company=1000.0)
+    inbound = Inbound(tmp_path, certificate, timing=timing, headcount=own)
+    starting = asyncio.create_task(inbound.__aenter__())
+    await eventually(lambda: not other.awaits)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*inbound.listeners._endpoints()[0][1:])
+    other.open()
+    await starting
+    await inbound.connect()
+    await inbound.__aexit__(None, None, None)
+
+
+async def test_who_has_started_waits_no_longer_than_it_says(tmp_path, certificate, two_processes):
+    timing = msgspec.structs.replace(QUICK, company=0.05)
+    async with Inbound(tmp_path, certificate, timing=timing, headcount=two_processes[0]) as inbound:
+        await inbound.connect()
+    assert two_processes[0].awaits
 
 
 async def test_connections_in_total(tmp_path, certificate, eventually):

@@ -31,7 +31,7 @@ def test_the_only_one_there_takes_what_comes(processes):
     alone = Headcount.alone()
     accept(alone, 9)
     assert not alone.leaves()
-    assert not alone.shared
+    assert not alone.awaits
     assert alone.elsewhere() == alone.of_elsewhere("192.0.2.1") == 0
 
 
@@ -63,6 +63,21 @@ def test_one_that_has_ended_has_nothing(processes):
     assert processes[0].elsewhere() == processes[0].of_elsewhere("192.0.2.1") == 0
     accept(processes[1], 1, "192.0.2.1")
     assert processes[0].of_elsewhere("192.0.2.1") == 1
+
+
+def test_those_that_start_are_awaited_until_they_accept_or_have_ended(processes):
+    assert processes[0].awaits
+    processes[1].open()
+    assert processes[0].awaits
+    processes[2].clear()
+    assert not processes[0].awaits
+    assert processes[1].awaits
+    processes[0].open()
+    processes[2].open()
+    assert not any(process.awaits for process in processes)
+    processes[1].shut()
+    processes[0].clear()
+    assert not any(process.awaits for process in processes)
 
 
 def test_a_client_is_counted_with_all_the_others(processes):
