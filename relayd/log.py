@@ -390,7 +390,7 @@ def spool_healthy(shard: int) -> None:
 
 
 def alert(what: str, **facts: object) -> None:
-    """Something an operator should look at: our own credentials refused, descriptors spent, users file unreadable."""
+    """Something an operator should look at: our own credentials refused, descriptors spent, a quota used up."""
     _emit(logging.ERROR, "alert", what=what, **facts)
 
 

@@ -1,4 +1,4 @@
-"""What options about outgoing mail cannot say together: sources, destinations, routes, accounts and credentials.
+"""What options cannot say together: quotas, sources, destinations, routes, accounts and credentials.
 
 Owns contradictions between options that are right by themselves; looks whether files can be read, but reads none.
 `load` calls it and reports what it finds, with everything else.
@@ -36,6 +36,20 @@ def of_sources(settings: Settings) -> Iterator[Contradiction]:
         for position, address in enumerate(source.addresses):
             for text in filter(None, (address.ipv4, address.ipv6)):
                 yield from _repeated(addresses, f"{key}.addresses[{position}]", text)
+
+
+def of_quotas(settings: Settings) -> Iterator[Contradiction]:
+    """Accounts with two quotas, and two for all that have none of their own. O(all of them)."""
+    accounts: dict[str, str] = {}
+    usual = ""
+    for number, quota in enumerate(settings.quotas):
+        key = f"quotas[{number}].accounts"
+        for position, account in enumerate(quota.accounts):
+            yield from _repeated(accounts, f"{key}[{position}]", account)
+        if not quota.accounts:
+            if usual:
+                yield Contradiction(key, "", f"needed, as {usual} is empty, too")
+            usual = usual or key
 
 
 def _repeated(seen: dict[str, str], key: str, value: str) -> Iterator[Contradiction]:
@@ -115,6 +129,7 @@ def of_accounts(settings: Settings) -> Iterator[Contradiction]:
     """Networks that nobody's mail comes from, as they do not stand in relay.trusted_networks like that."""
     trusted = {f"net:{network}" for network in settings.relay.trusted_networks}
     places = [("delivery.interactive_accounts", settings.delivery.interactive_accounts)]
+    places += [(f"quotas[{number}].accounts", quota.accounts) for number, quota in enumerate(settings.quotas)]
     places += [(f"sources[{number}].accounts", source.accounts) for number, source in enumerate(settings.sources)]
     places += [(f"routes[{number}].accounts", route.accounts or ()) for number, route in enumerate(settings.routes)]
     for key, accounts in places:
@@ -151,10 +166,11 @@ def unreadable(path: Path) -> str:
 Check = Callable[[Settings], Iterator[Contradiction]]
 
 CHECKS: tuple[tuple[set[str], Check], ...] = (
+    ({"quotas"}, of_quotas),
     ({"sources"}, of_sources),
     ({"destinations"}, of_destinations),
     ({"routes"}, of_routes),
     ({"sources", "destinations", "routes"}, of_references),
-    ({"delivery", "relay", "routes", "sources"}, of_accounts),
+    ({"delivery", "quotas", "relay", "routes", "sources"}, of_accounts),
 )
 """Each with the sections it reads."""

@@ -47,6 +47,7 @@ _EXAMPLE = {
     "local": {"postmaster": "ops@example.net"},
 }
 _SAMPLES = {
+    "quotas": [{"recipients_per_hour": 1000}],
     "sources": [{"name": "main", "addresses": [{"ipv4": "192.0.2.25", "ipv6": "2001:db8::25"}]}],
     "destinations": [{"domains": ["example.com", "*.example.com"], "connections": 10}],
     "routes": [

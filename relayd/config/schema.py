@@ -184,6 +184,20 @@ class Delivery(Section):
     """Accounts whose mail is all interactive: "user:NAME", or "net:NETWORK" as in relay.trusted_networks."""
 
 
+class Quota(Section):
+    """How much accounts may send, counted for all workers together; what was used is forgotten by a restart.
+
+    A user whom no quota names has the one without `accounts`, where there is one; a network has none then.
+    """
+
+    recipients_per_hour: int = Field(ge=1, examples=[1000])
+    """Recipients, of any number of messages, that an account may have within an hour; further ones get 450 4.7.1. Each
+    account has as many. Within an hour and five minutes all are free again; refused ones do not count."""
+    accounts: tuple[Account, ...] = Field(default=(), examples=[["user:newsletters", "net:10.1.0.0/16"]])
+    """Whose: "user:NAME" of those who authenticate, or "net:NETWORK" as it stands in relay.trusted_networks, all hosts
+    in it together. Default: each user that is not named elsewhere."""
+
+
 class SourceAddress(Section):
     """One address of a source: IPv4, IPv6, or one of each. Hosts are reached by the families it has."""
 
@@ -369,6 +383,7 @@ class Settings(Section):
     auth: Auth = Auth()
     dns: Dns = Dns()
     limits: Limits = Limits()
+    quotas: tuple[Quota, ...] = ()
     delivery: Delivery = Delivery()
     sources: tuple[Source, ...] = ()
     destinations: tuple[Destination, ...] = ()

@@ -11,6 +11,7 @@ import msgspec
 from relayd.control.protocol import Request, Status
 from relayd.control.snapshot import Family
 from relayd.scheduler import lease_messages
+from relayd.scheduler.usage import Used
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="command"):
@@ -94,5 +95,11 @@ class LoginFailed(_Message, frozen=True, tag="login.failed"):
     at: float
 
 
+class QuotasUsed(_Message, frozen=True, tag="quotas.used"):
+    """A note: what other processes have counted of accounts' quotas, or the worker itself since it said so last."""
+
+    used: list[Used]
+
+
 Question = Request | ReportQuery
-Note = Setup | Drain | Cut | Reload | Report | StartFailed | LoginFailed | LeasesAsked | LeasesGranted
+Note = Setup | Drain | Cut | Reload | Report | StartFailed | LoginFailed | QuotasUsed | LeasesAsked | LeasesGranted

@@ -22,6 +22,7 @@ from relayd.inbound.acceptor import Acceptor
 from relayd.inbound.admission import Admission
 from relayd.inbound.headcount import Headcount
 from relayd.inbound.policy import Policy, client_address
+from relayd.inbound.quotas import Quotas
 from relayd.inbound.session import Session
 from relayd.inbound.sockets import ListenerError
 from relayd.inbound.terms import Terms, Timing
@@ -64,6 +65,7 @@ class Listeners:
         self._authenticator = authenticator
         self._timing = timing
         self._policy = Policy(settings)
+        self.quotas = Quotas(settings.quotas)
         self._share(Headcount.alone())
         self._sockets: list[tuple[Listener, socket.socket]] = []
         self._acceptors: list[Acceptor] = []
@@ -130,6 +132,7 @@ class Listeners:
             await asyncio.gather(*self._sessions, return_exceptions=True)
             if self._sweep_handle:
                 self._sweep_handle.cancel()
+            self.quotas.tell()
 
     async def _ended(self, seconds: float) -> None:
         if self._sessions:
@@ -186,11 +189,12 @@ class Listeners:
             acceptor.look()
 
     def _sweep(self) -> None:
-        """Expire sessions. One timer for all of them: O(sessions) a tick, nothing for a command."""
+        """Expire sessions, tell of quotas. One timer for all of them: O(sessions) a tick, nothing for a command."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for session in self._sessions.values():
             session.expire(now)
+        self.quotas.tell()
         self._sweep_handle = loop.call_later(self._timing.tick, self._sweep)
 
     # --- parts --------------------------------------------------------------------------------------------------------
@@ -205,6 +209,7 @@ class Listeners:
             timing=self._timing,
             tls_context=self._tls_context,
             policy=self._policy,
+            quotas=self.quotas,
             queue=self._queue,
             authenticator=self._authenticator,
         )

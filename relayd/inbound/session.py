@@ -80,8 +80,7 @@ class Session(Dialog):
         limits = self.terms.limits
         if not self._transaction.room(limits):
             # RFC 5321 §4.5.3.1.10
-            endless = self._transaction.said > limits.recipients + transaction.OVERSHOOT
-            return self.end(reply.TOO_MANY_ERRORS) if endless else reply.TOO_MANY_RECIPIENTS
+            return self._too_many(reply.TOO_MANY_RECIPIENTS)
         recipient = transaction.rcpt(argument, self._transaction)
         if isinstance(recipient, Reply):
             return recipient
@@ -90,8 +89,16 @@ class Session(Dialog):
         destination = self.terms.policy.destination(recipient)
         if isinstance(destination, Reply):
             return destination
+        if not self.terms.quotas.take(self.account):
+            return self._too_many(reply.QUOTA_USED_UP)
         self._transaction.add(destination)
         return reply.RECIPIENT_OK
+
+    def _too_many(self, refusal: Reply) -> Reply:
+        """Refuse a recipient; a client that goes on and on is sent away."""
+        assert self._transaction is not None, "RCPT without MAIL"
+        endless = self._transaction.said > self.terms.limits.recipients + transaction.OVERSHOOT
+        return self.end(reply.TOO_MANY_ERRORS) if endless else refusal
 
     def smtp_DATA(self, argument: bytes) -> Reply | None:
         """RFC 5321 §4.1.1.4."""

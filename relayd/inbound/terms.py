@@ -10,6 +10,7 @@ import msgspec
 from relayd.auth.authenticator import Authenticator
 from relayd.config.schema import Limits
 from relayd.inbound.policy import Policy
+from relayd.inbound.quotas import Quotas
 from relayd.spool.queue import Queue
 from relayd.tls import Context
 
@@ -44,6 +45,7 @@ class Terms(msgspec.Struct, frozen=True, eq=False):
     timing: Timing
     tls_context: Context | None
     policy: Policy
+    quotas: Quotas
     queue: Queue
     authenticator: Authenticator
 

@@ -243,6 +243,7 @@ NOT_STORED = Reply(451, "4.3.0", "The message cannot be stored now, try again la
 UNEXPECTED = Reply(451, "4.3.0", "Internal error, try again later")
 NO_SPACE = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
+QUOTA_USED_UP = Reply(450, "4.7.1", "Too many recipients within an hour, try again later")
 
 NOT_RECOGNIZED = Reply(500, "5.5.2", "Command not recognized")
 LINE_TOO_LONG = Reply(500, "5.5.2", "Line too long")

@@ -20,7 +20,7 @@ from relayd.config import load
 from relayd.config.load import ConfigError, Loaded
 from relayd.control import snapshot
 from relayd.control.answers import NO_SUCH_MESSAGE
-from relayd.control.messages import LeasesAsked, LeasesGranted, LoginFailed, Note, Reload, Setup
+from relayd.control.messages import LeasesAsked, LeasesGranted, LoginFailed, Note, QuotasUsed, Reload, Setup
 from relayd.control.protocol import (
     Answered,
     Done,
@@ -39,6 +39,7 @@ from relayd.inbound import headcount, sockets
 from relayd.inbound.headcount import Headcount
 from relayd.message import queue_id
 from relayd.outbound.brokerage import Brokerage
+from relayd.scheduler.usage import AT_ONCE, Usage
 from relayd.service import make_directories
 from relayd.supervisor import merging
 from relayd.supervisor.place import Place
@@ -64,6 +65,7 @@ class Supervisor:
         self._admin: Admin | None = None
         self._control = Control(loaded.settings.spool.path, self)
         self._brokerage = Brokerage()
+        self._usage = Usage()
         self._places = [Place(number, self) for number in range(loaded.settings.workers)]
         self._keeping: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -140,7 +142,10 @@ class Supervisor:
         )
 
     def begun(self, sender: Place) -> None:
-        """Its process leases what it needs of sites."""
+        """Its process leases what it needs of sites, and is told what accounts have used of their quotas."""
+        used = self._usage.all(clock.monotonic())
+        for start in range(0, len(used), AT_ONCE):
+            sender.tell(QuotasUsed(used[start : start + AT_ONCE]))
         self._brokerage.join(sender.number, lambda replies: sender.tell(LeasesGranted(list(replies))))
 
     def ended(self, sender: Place) -> None:
@@ -152,11 +157,17 @@ class Supervisor:
         """Pass on what concerns the others, divide what all have together."""
         match note:
             case LoginFailed():
-                for place in self._places:
-                    if place is not sender:
-                        place.tell(note)
+                self._tell_others(sender, note)
+            case QuotasUsed(used):
+                self._usage.add(used)
+                self._tell_others(sender, note)
             case LeasesAsked(requests):
                 self._brokerage.receive(sender.number, requests)
+
+    def _tell_others(self, sender: Place, note: Note) -> None:
+        for place in self._places:
+            if place is not sender:
+                place.tell(note)
 
     async def _roll(self) -> None:
         """One worker drains at a time: the others take its connections meanwhile."""

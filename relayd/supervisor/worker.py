@@ -32,6 +32,7 @@ from relayd.control.messages import (
     LoginFailed,
     Note,
     Question,
+    QuotasUsed,
     Reload,
     Report,
     ReportQuery,
@@ -42,6 +43,7 @@ from relayd.control.protocol import RefusedError
 from relayd.inbound.headcount import Headcount
 from relayd.inbound.sockets import Bound
 from relayd.scheduler import lease_messages
+from relayd.scheduler.usage import Used
 from relayd.service import DRAIN_SECONDS, Service, Share
 from relayd.supervisor import failure
 
@@ -77,6 +79,8 @@ class Worker:
         self._setup: Setup | None = None
         self._begun = asyncio.Event()
         self._service: Service | None = None
+        self._used: list[Used] = []
+        """What was heard of quotas before there was a service to count it."""
         self._ending = asyncio.Event()
         self._reason = ""
         self._seconds = DRAIN_SECONDS
@@ -101,6 +105,8 @@ class Worker:
         if self._setup is not None:
             self._service = _service(self._setup, functools.partial(_ask_broker, channel))
             self._service.authenticator.failed = functools.partial(_tell_of_failure, channel)
+            self._service.listeners.quotas.told = functools.partial(_tell_of_quotas, channel)
+            self._service.listeners.quotas.heard(self._used)
             await self._work(self._service, channel)
         return os.EX_OK
 
@@ -149,6 +155,10 @@ class Worker:
                 self._service.reload()
             case LoginFailed(keys, at) if self._service:
                 self._service.authenticator.heard(keys, at)
+            case QuotasUsed(used) if self._service:
+                self._service.listeners.quotas.heard(used)
+            case QuotasUsed(used):
+                self._used += used
             case LeasesGranted(replies) if self._service:
                 self._service.dispatcher.granted(replies)
 
@@ -219,3 +229,7 @@ def _ask_broker(channel: Channel, requests: Sequence[lease_messages.Request]) ->
 
 def _tell_of_failure(channel: Channel, keys: Sequence[str], at: float) -> None:
     channel.tell(LoginFailed(list(keys), at))
+
+
+def _tell_of_quotas(channel: Channel, used: list[Used]) -> None:
+    channel.tell(QuotasUsed(used), surely=True)

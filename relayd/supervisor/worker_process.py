@@ -22,6 +22,7 @@ from relayd.control.messages import (
     LeasesGranted,
     Note,
     Question,
+    QuotasUsed,
     Report,
     ReportQuery,
     Setup,
@@ -127,8 +128,8 @@ class WorkerProcess:
         self._kill_within(CUT_SECONDS)
 
     def tell(self, note: Note) -> None:
-        """A note, which is lost on one that is hung; but not what it leases: that is no more than it asked for."""
-        self._channel.tell(note, surely=isinstance(note, LeasesGranted))
+        """A note, lost on one that is hung: but not what it leases, nor what accounts have used, which are few."""
+        self._channel.tell(note, surely=isinstance(note, LeasesGranted | QuotasUsed))
 
     async def ask(self, question: Question, kind: type[T], seconds: float) -> T:
         """Its answer. ChannelError, RefusedError."""

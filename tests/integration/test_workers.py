@@ -478,6 +478,42 @@ async def test_limits_on_clients_hold_for_all_workers_together(tmp_path):
         assert await greeting("127.0.0.2") == b"220 relay"
 
 
+async def test_a_quota_holds_for_all_workers_together_and_outlives_them(tmp_path):
+    """What each has taken counts with those that come after them, the ones that started before others had ended, too."""
+    quota = '[[quotas]]\nrecipients_per_hour = 20\naccounts = ["net:127.0.0.0/8"]\n'
+    async with Stage(tmp_path, workers=WORKERS, extra=quota) as stage:
+        assert await asked(stage.relay, clients=10, recipients=2) == [b"250", b"250"] * 10
+        before = pids(stage)
+        os.kill(stage.pid, signal.SIGHUP)
+        await until(lambda: len(pids(stage).items() - before.items()) == WORKERS)
+        assert await asked(stage.relay, clients=10, recipients=1) == [b"450"] * 10
+        assert {event["account"] for _, event in stage.events("alert") if event["what"] == "quota used up"} == {
+            "net:127.0.0.0/8"
+        }
+
+
+async def asked(relay: RelayProcess, clients: int, recipients: int) -> list[bytes]:
+    """The codes that so many clients get, all connected at once, for so many recipients each."""
+    async with contextlib.AsyncExitStack() as connected:
+        streams = []
+        for _ in range(clients):
+            reader, writer = await asyncio.open_connection("127.0.0.1", relay.ports["relay"])
+            connected.callback(writer.close)
+            await reader.readuntil(b"\r\n")
+            streams.append((reader, writer))
+        for reader, writer in streams:
+            writer.write(b"HELO client.test\r\n")
+            await reader.readuntil(b"\r\n")
+            writer.write(b"MAIL FROM:<a@b.test>\r\n")
+            await reader.readuntil(b"\r\n")
+        codes = []
+        for reader, writer in streams:
+            for number in range(recipients):
+                writer.write(b"RCPT TO:<u%d@c.test>\r\n" % number)
+                codes.append((await reader.readuntil(b"\r\n"))[:3])
+        return codes
+
+
 async def test_a_limit_of_a_site_holds_for_all_workers_together(tmp_path):
     """Four workers, all with mail for it, three connections: never a fourth, and all of it arrives."""
     judge = Judge(content)

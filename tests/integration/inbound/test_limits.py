@@ -81,6 +81,34 @@ async def test_a_client_that_was_just_accepted_is_greeted_before_a_shutdown_says
     assert [line[:3] for line in said.splitlines()] == [b"220", b"421"]
 
 
+async def test_recipients_within_an_hour(tmp_path, certificate):
+    """Those of one account, over all of its sessions and messages; mail for the others of a message goes."""
+    async with Inbound(tmp_path, certificate, settings={"quotas": [{"recipients_per_hour": 3}]}) as inbound:
+        first, second = [await inbound.connect("submission") for _ in range(2)]
+        await first.begin("a@example.test", "b@example.test")
+        await first.send(MESSAGE + b".\r\n")
+        assert await first.code() == 250
+        await second.begin("c@example.test")
+        await second.send(MESSAGE + b".\r\n")
+        assert await second.code() == 250
+        await first.expect(250, "MAIL FROM:<a@sender.test>")
+        assert (await first.ask("RCPT TO:<d@example.test>")).startswith("450 4.7.1")
+        await first.expect(554, "DATA")
+        assert [len(message.envelope.recipients) for message in inbound.messages] == [2, 1]
+        relayed = await inbound.connect("relay")
+        await relayed.begin(*[f"u{number}@example.test" for number in range(20)])
+
+
+async def test_a_client_without_quota_that_asks_for_ever_is_sent_away(tmp_path, certificate):
+    settings = {"quotas": [{"recipients_per_hour": 1}], "limits": {"recipients": 10}}
+    async with Inbound(tmp_path, certificate, settings=settings) as inbound:
+        client = await inbound.connect("submission")
+        await client.expect(250, "MAIL FROM:<a@sender.test>")
+        await client.send("RCPT TO:<b@example.test>\r\n" * 1011)
+        assert [await client.code() for _ in range(1011)] == [250] + [450] * 1009 + [421]
+        assert await client.ended()
+
+
 async def test_connections_of_one_client(tmp_path, certificate):
     limits = {"limits": {"connections_per_client": 2}, "relay": {"trusted_networks": []}}
     async with Inbound(tmp_path, certificate, settings=limits) as inbound:

@@ -1,4 +1,4 @@
-"""Each contradiction between options about outgoing mail is told, with its key; what does not contradict is not."""
+"""Each contradiction between options is told, with its key; what does not contradict is not."""
 
 from pathlib import Path
 
@@ -15,6 +15,10 @@ def keys(settings: Settings) -> list[str]:
 
 def source(name="main", *addresses, accounts=()):
     return {"name": name, "addresses": list(addresses or [{"ipv4": "192.0.2.1"}]), "accounts": accounts}
+
+
+def quota(*accounts):
+    return {"recipients_per_hour": 100, "accounts": accounts}
 
 
 def route(**options):
@@ -34,6 +38,10 @@ BY_DOMAINS = {"domains": ["*"], "source": "main"}
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"quotas": [quota(), quota("user:a"), quota("user:b", "net:10.0.0.0/8")], "relay": TRUSTED}, []),
+        ({"quotas": [quota("user:a"), quota("user:b", "user:a")]}, ["quotas[1].accounts[1]"]),
+        ({"quotas": [quota(), quota("user:a"), quota()]}, ["quotas[2].accounts"]),
+        ({"quotas": [quota("net:10.0.0.0/8")]}, ["quotas[0].accounts[0]"]),
         ({"sources": [source("a"), source("b")]}, []),
         ({"sources": [source("a"), source("a")]}, ["sources[1].name"]),
         ({"sources": [source(accounts=["user:a", "user:a"])]}, ["sources[0].accounts[1]"]),
