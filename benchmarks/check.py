@@ -1,8 +1,8 @@
 """Whether relayd became slower than it was when results were recorded: a short form of `end_to_end.py`.
 
-Speeds of machines differ and drift, ratios to what runs beside on the same machine hardly do: compared are relayd by
-Postfix and relayd by no relay at all, of each round, in the median. Fails when one of them has lost more than a tenth.
-Results of the same build of Python are preferred: another one may be faster or slower by more than that.
+Speeds of a machine drift, ratios to what runs beside on the same machine hardly do: compared are relayd by Postfix and
+relayd by no relay at all, of each round, in the median. Fails when one of them has lost more than a tenth. Results of
+the same processors are preferred, then those of the same build of Python: other ones may differ by more than that.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from end_to_end import as_root, runs
 from measuring import SHAPES, add_where
 from processes import end_on_sigterm
-from results import RESULTS, Bound, build, console
+from results import RESULTS, Bound, console, facts
 
 KEPT = 0.9
 """Bound: what a ratio keeps of the recorded one."""
@@ -42,7 +42,7 @@ def main() -> None:
     end_on_sigterm()
     arguments = _arguments()
     as_root(["relayd", *RIVALS])
-    recorded = last_recorded(arguments.results, build(arguments.python))
+    recorded = last_recorded(arguments.results, facts(arguments.directory, arguments.python))
     if missing := [shape for shape in arguments.shape if shape not in recorded]:
         sys.exit(f"nothing recorded for {', '.join(missing)}: measure with end_to_end.py first")
     screen = console()
@@ -71,17 +71,21 @@ def _measured(shape: str, arguments: argparse.Namespace) -> list[Speed]:
     return [Speed(run.shape, run.peer, run.round, run.measured.rate) for run in measured]
 
 
-def last_recorded(files: Iterable[Path], python: str) -> dict[str, list[Speed]]:
-    """The runs of each shape, from the file measured last of those that have it; under this build, if there is one."""
+def last_recorded(files: Iterable[Path], here: Mapping[str, object]) -> dict[str, list[Speed]]:
+    """The runs of each shape, from the file measured last of those that have it, and that are the most like `here`."""
     recorded: dict[str, list[Speed]] = {}
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    for content in sorted(contents, key=lambda one: (one["facts"]["python"] == python, one["facts"]["date"])):
+    for content in sorted(contents, key=lambda one: (_likeness(one["facts"], here), one["facts"]["date"])):
         found: dict[str, list[Speed]] = {}
         for run in content["runs"]:
             rate = run["messages"] / run["seconds"]
             found.setdefault(run["shape"], []).append(Speed(run["shape"], run["peer"], run["round"], rate))
         recorded |= found
     return recorded
+
+
+def _likeness(there: Mapping[str, object], here: Mapping[str, object]) -> tuple[bool, bool]:
+    return all(there[name] == here[name] for name in ("cpu", "cpus")), there["python"] == here["python"]
 
 
 def compared(shape: str, now: Iterable[Speed], then: Iterable[Speed]) -> list[Bound]:

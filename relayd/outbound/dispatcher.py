@@ -93,7 +93,7 @@ class Dispatcher:
         self._running = False
         self._leasing: Leasing | None = None
         if scheduler.leased is not None and ask_broker is not None:
-            self._leasing = Leasing(scheduler.leased, self._pool, connector.places, ask_broker)
+            self._leasing = Leasing(scheduler.leased, self._pool, connector.places, ask_broker, self._wake_for_next)
 
     def when_woken(self, tell: Callable[[Collection[str]], None]) -> None:
         """Tell of the domains whose mail waited for a site that is back."""

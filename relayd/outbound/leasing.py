@@ -22,11 +22,15 @@ AskBroker = Callable[[Sequence[Request]], None]
 class Leasing:
     """Invariant: a site has no more connections than are leased for it. O(sites at which something happened)."""
 
-    def __init__(self, sites: LeasedSites, pool: Pool, places: Places, ask_broker: AskBroker) -> None:
+    def __init__(
+        self, sites: LeasedSites, pool: Pool, places: Places, ask_broker: AskBroker, wake: Callable[[], None]
+    ) -> None:
+        """wake: calls `settle`, now and when a site is to be looked at next."""
         self._sites = sites
         self._pool = pool
         self._places = places
         self._ask_broker = ask_broker
+        self._wake = wake
         self.starts = True
         """Whether what waits will start when it may: not while draining."""
         places.most = sites.held
@@ -52,4 +56,4 @@ class Leasing:
     def _counted(self, site: Site, connections: int) -> None:
         """So many connections to a site there are now."""
         self._sites.opened(site, connections)
-        self.settle()
+        self._wake()

@@ -18,6 +18,10 @@ from relayd.scheduler.window import START
 FIRST_PATIENCE, LONGEST_PATIENCE = 10, 1280
 """Messages served with all connections in use after which the broker is told; doubled while it grants none for that."""
 
+SPARE = 1.0
+"""Seconds for which connections that are not needed any more are kept: one that has carried as many messages as it may
+is nearly always followed by another."""
+
 _ALL = sys.maxsize
 
 
@@ -26,11 +30,13 @@ class Lease(msgspec.Struct, eq=False, gc=False):
 
     Invariants: slots in use and connections (those being dialled, idle or closing, too) are no more than `held`, and
     the broker counts no fewer than `held` as this worker's. Who has a slot and no idle connection for it finds room for
-    a new one, even if others are put back later. `held` grows by a grant alone; what is recalled or was
-    refused is given back once it is neither in use nor open. One wish at a time is with the broker. All is O(1).
+    a new one, even if others are put back later. `held` grows by a grant alone. What is recalled, was refused or was
+    never needed is given back once it is neither in use nor open, and so is an only one; others when that has been so
+    for SPARE. One wish at a time is with the broker. All is O(1).
 
     size: slots that may be in use. open: connections there are. shared: others hold some. look: when the lease is
-    looked at again. asked, renews: whether a share of the pace was asked for, and when it is asked for again.
+    looked at again. asked, renews: whether a share of the pace was asked for, and when it is asked for again. spare:
+    until when those are kept that are not needed any more; NEVER while there are none.
     """
 
     site: Site
@@ -41,6 +47,7 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     look: float = NEVER
     asked: bool = False
     renews: float = 0.0
+    spare: float = NEVER
     _most: int = _ALL
     """What was recalled to."""
     _wanted: int = 0
@@ -48,6 +55,8 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     _crowded: int = 0
     _broken: int = 0
     _back: bool = False
+    _needed: int = 0
+    """Connections, before some became spare."""
     _served: int = 0
     _patience: int = FIRST_PATIENCE
 
@@ -95,7 +104,9 @@ class Lease(msgspec.Struct, eq=False, gc=False):
 
     def is_settled(self, *, waits: bool) -> bool:
         """Whether `settle` would have nothing to tell, which can be seen at a glance. waits: some mail does."""
-        if self.open != self.held or self.size != self.held or self._served >= self._patience:
+        if self.size != self.held or self._served >= self._patience:
+            return False
+        if self.open != self.held and self.spare == NEVER:
             return False
         if self._broken or self._back or self.site.terms.messages_per_second:
             return False
@@ -117,11 +128,13 @@ class Lease(msgspec.Struct, eq=False, gc=False):
         self._most = most
         self._resize()
 
-    def settle(self, busy: int, idle: int, *, waits: bool, blocked: bool) -> list[Request]:
-        """Give back what is not needed; what the broker is to be told.
+    def settle(
+        self, busy: int, idle: int, now: float, *, waits: bool, blocked: bool, keeps: bool = True
+    ) -> list[Request]:
+        """Give back what is not needed; what the broker is to be told. To be called again when `spare` has come.
 
         busy: slots in use. idle: connections that nobody uses. waits: mail could start now as far as time decides.
-        blocked: it has no slot to start in.
+        blocked: it has no slot to start in. keeps: mail may come that could.
         """
         told: list[Request] = []
         if self._broken:
@@ -131,7 +144,14 @@ class Lease(msgspec.Struct, eq=False, gc=False):
         self._broken, self._back = 0, False
         # A slot in use may have found no idle connection, before those came that there are now: it needs room for one
         # more. Or it has not looked yet, and will need none.
-        returned = self.held - min(self.held, max(self.size if waits else 0, busy + idle, self.open))
+        needed = max(busy + idle, self.open)
+        # An only one goes back at once: others may be without any.
+        if needed >= self._needed or now >= self.spare or self._needed == 1 or not keeps:
+            self._needed, self.spare = needed, NEVER
+        elif self.spare == NEVER:
+            self.spare = now + SPARE
+        kept = self.size if waits else min(self.size, self._needed)
+        returned = self.held - min(self.held, max(kept, needed))
         if crowded := min(self._crowded, returned):
             told.append(Crowded(self.site, crowded))
             self._crowded -= crowded

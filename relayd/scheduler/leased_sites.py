@@ -77,12 +77,15 @@ class LeasedSites(Sites):
             lease, _ = self._stirred.popitem()
             queue = self._queue(lease)
             if queue is None:
-                told += lease.settle(0, idle(lease.site), waits=False, blocked=False)
+                told += lease.settle(0, idle(lease.site), now, waits=False, blocked=False, keeps=starts)
             else:
                 waits = starts and queue.due <= now
                 blocked = waits and queue.opens == NEVER
-                told += lease.settle(queue.busy, idle(lease.site), waits=waits, blocked=blocked)
+                keeps = starts and queue.outage is None
+                told += lease.settle(queue.busy, idle(lease.site), now, waits=waits, blocked=blocked, keeps=keeps)
                 told += self._pace(queue, lease, now)
+            if lease.spare < lease.look:
+                self._look(lease, lease.spare)
             if lease.is_void:
                 self._leases.pop(lease.site, None)
             else:

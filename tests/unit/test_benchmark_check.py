@@ -1,12 +1,11 @@
 """What `make bench-check` compares, and when it fails."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from check import MESSAGES, RIVALS, Speed, compared, last_recorded, ratio
-from results import RESULTS
+from results import RESULTS, facts
 
 
 def speeds(*rates: tuple[float, float, float], shape: str = "kept") -> list[Speed]:
@@ -33,27 +32,31 @@ def test_a_tenth_may_be_lost_and_no_more(rate: float, met: bool) -> None:
 
 
 def test_each_shape_is_compared_with_the_last_results_that_have_it(tmp_path: Path) -> None:
-    for name, date, python, rates in (
-        ("a", "2026-03-01T00:00:00+00:00", "3.11 this", {"kept": 3, "each": 3, "large": 3}),
-        ("b", "2026-05-01T00:00:00+00:00", "3.11 this", {"kept": 5}),
-        ("c", "2026-04-01T00:00:00+00:00", "3.11 this", {"kept": 4}),
-        ("d", "2026-06-01T00:00:00+00:00", "3.11 that", {"kept": 6, "each": 6, "fanout": 6}),
+    for name, date, cpus, python, rates in (
+        ("a", "2026-03-01T00:00:00+00:00", 2, "3.11 this", {"kept": 3, "each": 3, "large": 3}),
+        ("b", "2026-05-01T00:00:00+00:00", 2, "3.11 this", {"kept": 5}),
+        ("c", "2026-04-01T00:00:00+00:00", 2, "3.11 this", {"kept": 4}),
+        ("d", "2026-06-01T00:00:00+00:00", 2, "3.11 that", {"kept": 6, "each": 6, "fanout": 6}),
+        ("e", "2026-07-01T00:00:00+00:00", 8, "3.11 this", {"kept": 7}),
     ):
         runs = [
             {"shape": shape, "peer": "relayd", "round": 1, "messages": rate, "seconds": 1.0}
             for shape, rate in rates.items()
         ]
-        (tmp_path / f"{name}.json").write_text(json.dumps({"facts": {"date": date, "python": python}, "runs": runs}))
-    for python, expected in (
-        ("3.11 this", {"kept": 5, "each": 3, "large": 3, "fanout": 6}),
-        ("3.11 that", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
-        ("3.13", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
+        measured = {"facts": {"date": date, "cpu": "EPYC", "cpus": cpus, "python": python}, "runs": runs}
+        (tmp_path / f"{name}.json").write_text(json.dumps(measured))
+    for cpu, cpus, python, expected in (
+        ("EPYC", 2, "3.11 this", {"kept": 5, "each": 3, "large": 3, "fanout": 6}),
+        ("EPYC", 2, "3.11 that", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
+        ("EPYC", 2, "3.13", {"kept": 6, "each": 6, "large": 3, "fanout": 6}),
+        ("EPYC", 8, "3.11 that", {"kept": 7, "each": 6, "large": 3, "fanout": 6}),
+        ("Xeon", 2, "3.11 this", {"kept": 7, "each": 3, "large": 3, "fanout": 6}),
     ):
-        recorded = last_recorded(sorted(tmp_path.iterdir()), python)
+        recorded = last_recorded(sorted(tmp_path.iterdir()), {"cpu": cpu, "cpus": cpus, "python": python})
         assert {shape: speed.rate for shape, [speed] in recorded.items()} == expected
 
 
 @pytest.mark.parametrize("shape", MESSAGES)
 def test_there_are_results_to_compare_with(shape: str) -> None:
-    recorded = last_recorded(RESULTS.glob("end_to_end*.json"), sys.version)
+    recorded = last_recorded(RESULTS.glob("end_to_end*.json"), facts(None))
     assert all(ratio(recorded[shape], rival) > 0 for rival in RIVALS)

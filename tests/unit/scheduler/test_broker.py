@@ -16,7 +16,7 @@ from relayd.scheduler.broker import TURN, Broker
 from relayd.scheduler.division import divide
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import BROKEN, CROWDED, SERVED, UNREACHABLE, Report, Signal, Trouble
-from relayd.scheduler.lease import FIRST_PATIENCE
+from relayd.scheduler.lease import FIRST_PATIENCE, SPARE
 from relayd.scheduler.lease_messages import (
     Back,
     Broken,
@@ -260,7 +260,7 @@ def test_nothing_is_asked_for_a_message_that_finds_a_connection():
         assert len(worker.active) == 1
 
 
-def test_what_is_not_needed_goes_back_when_its_connection_is_gone():
+def test_what_is_not_needed_goes_back_a_second_after_its_connection_is_gone():
     worker = Worker()
     worker.mail(MX, 2)
     worker.told()
@@ -273,10 +273,55 @@ def test_what_is_not_needed_goes_back_when_its_connection_is_gone():
     assert worker.told() == []
     assert worker.sites.held(MX) == 2
     worker.sites.opened(MX, 1)
-    assert worker.told() == [Want(MX, 1, returned=1)]
+    assert worker.told() == []
+    assert worker.scheduler.next == SPARE
+    assert worker.told(SPARE) == [Want(MX, 1, returned=1)]
     worker.sites.opened(MX, 0)
-    assert worker.told() == [Want(MX, 0, returned=1)]
+    assert worker.told(SPARE) == [Want(MX, 0, returned=1)], "an only one at once"
     assert (worker.sites.held(MX), len(worker.sites)) == (0, 0)
+
+
+def test_a_connection_that_follows_another_takes_its_place_unasked():
+    worker = Worker()
+    worker.mail(MX, 3)
+    worker.told()
+    worker.hears(Grant(MX, 3))
+    worker.sites.opened(MX, 3)
+    for number in range(10):
+        worker.end(now=0.1 * number)
+        worker.sites.opened(MX, 2)
+        assert worker.told(0.1 * number) == []
+        worker.mail(MX, 1)
+        worker.sites.opened(MX, 3)
+        assert worker.told(0.1 * number) == []
+        assert len(worker.active) == 3
+    assert worker.told(100.0) == []
+
+
+def test_what_others_need_goes_back_at_once_though_it_might_be_needed_again():
+    worker = Worker()
+    worker.mail(MX, 3)
+    worker.told()
+    worker.hears(Grant(MX, 3))
+    worker.sites.opened(MX, 3)
+    for _ in range(3):
+        worker.end()
+    worker.sites.opened(MX, 0)
+    assert worker.told() == []
+    assert worker.hears(Recall(MX, 1)) == [Want(MX, 1, returned=2)]
+    assert worker.hears(Recall(MX, 0)) == [Want(MX, 0, returned=1)]
+
+
+def test_a_worker_that_drains_keeps_nothing():
+    worker = Worker()
+    worker.mail(MX, 3)
+    worker.told()
+    worker.hears(Grant(MX, 3))
+    worker.sites.opened(MX, 3)
+    for _ in range(3):
+        worker.end()
+    worker.sites.opened(MX, 0)
+    assert worker.sites.requests(0.0, lambda _: 0, starts=False) == [Want(MX, 0, returned=3)]
 
 
 def test_what_comes_after_it_is_not_wanted_any_more_goes_back_at_once():

@@ -18,6 +18,7 @@ from relayd.scheduler.broker import TURN, Broker, Replies
 from relayd.scheduler.classes import Interactive
 from relayd.scheduler.entry import Entry
 from relayd.scheduler.feedback import BROKEN, CROWDED, SERVED, SLOWED, UNREACHABLE, Report, Signal, Trouble
+from relayd.scheduler.lease import SPARE
 from relayd.scheduler.lease_messages import Crowded, Reply, Request, Want
 from relayd.scheduler.leased_sites import LeasedSites
 from relayd.scheduler.rate import SLACK
@@ -275,6 +276,8 @@ class BrokerMachine(RuleBasedStateMachine):
         for number in range(len(self.workers)):
             for of in SERVED_AT_ONCE:
                 self.idle_connections_end(number, of)
+        self.exchange()
+        self.time_passes(SPARE)
         self.exchange()
         assert not any(division.held for division in self.broker._divisions.values())
         for _ in range(3):
