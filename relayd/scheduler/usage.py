@@ -31,8 +31,9 @@ class Used(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Usage:
     """Recipients by account and slot.
 
-    Invariant: whatever was counted in the last hour counts, and nothing does that is older by more than a slot. Of an
-    account that nobody asked for, older slots are remembered until `all`. of is O(13), add O(used), all O(accounts).
+    Invariants: whatever was counted in the last hour counts, and nothing does that is older by more than a slot; of an
+    account no more than 13 slots are remembered, until `of` or `all` finds that none counts. of is O(13), add O(used),
+    all O(accounts).
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,8 @@ class Usage:
         for one in used:
             slots = self._accounts.setdefault(one.account, {})
             slots[one.slot] = slots.get(one.slot, 0) + one.recipients
+            if len(slots) > _HOUR + 1:
+                del slots[min(slots)]  # over an hour older than the newest one
 
     def all(self, now: float) -> list[Used]:
         """What counts now, of all accounts; whatever does not is forgotten."""

@@ -44,6 +44,17 @@ def test_who_is_told_all_of_it_counts_the_same(spent):
     assert second.all(now) == first.all(now)
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60))
+def test_who_only_hears_remembers_no_more_than_counts(slots):
+    """As the supervisor does, for months; in any order."""
+    heard = Usage()
+    for number in slots:
+        heard.add([Used("user:a", number, 1)])
+    assert len(heard._accounts["user:a"]) <= 13
+    newest = max(slots)
+    assert heard.of("user:a", newest * SLOT) == sum(newest - 12 <= number for number in slots)
+
+
 def test_what_does_not_count_any_more_is_forgotten():
     usage = Usage()
     for number in range(1000):
