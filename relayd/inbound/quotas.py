@@ -6,17 +6,11 @@ asks for each recipient, `listener` has it told every second, and whoever leads 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 
 from relayd import clock, log
 from relayd.config.schema import Quota
-from relayd.scheduler.usage import Usage, Used, slot
-
-_KNOWN = 4096
-"""Accounts of which the quota is remembered."""
-
-_AN_HOUR = 3600.0
+from relayd.scheduler.usage import HOUR, Usage, Used, slot
 
 
 class Quotas:
@@ -31,7 +25,6 @@ class Quotas:
         """Told of what was used here. For processes that count as one."""
         self._named = {account: one.recipients_per_hour for one in quotas for account in one.accounts}
         self._usual = next((one.recipients_per_hour for one in quotas if not one.accounts), None)
-        self._most = functools.lru_cache(_KNOWN)(self._most_of)
         self._usage = Usage()
         self._untold = Usage()
         self._alerted: dict[str, float] = {}
@@ -60,13 +53,13 @@ class Quotas:
             untold, self._untold = self._untold, Usage()
             self.told(untold.all(clock.monotonic()))
 
-    def _most_of(self, account: str) -> int | None:
+    def _most(self, account: str) -> int | None:
         """Networks have a quota only where they are named: their hosts are many."""
         return self._named.get(account, self._usual if account.startswith("user:") else None)
 
     def _alert(self, account: str, most: int, now: float) -> None:
         """Once an hour: its password may be in other hands."""
-        if now - self._alerted.get(account, -_AN_HOUR) >= _AN_HOUR:
+        if now - self._alerted.get(account, -HOUR) >= HOUR:
             self._alerted[account] = now
             log.alert("quota used up", account=account, recipients_per_hour=most)
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-SLOT = 300.0
+HOUR, SLOT = 3600.0, 300.0
 """Seconds."""
 
-_HOUR = 12
-"""Slots."""
+_SLOTS = int(HOUR / SLOT)
+"""Of an hour."""
 
 AT_ONCE = 10_000
 """Of `Used`, told together at most, as what carries them bounds the size of a frame."""
@@ -47,7 +47,7 @@ class Usage:
         slots = self._accounts.get(account)
         if slots is None:
             return 0
-        first = slot(now) - _HOUR
+        first = slot(now) - _SLOTS
         if min(slots) < first:
             slots = {number: recipients for number, recipients in slots.items() if number >= first}
             if not slots:
@@ -61,7 +61,7 @@ class Usage:
         for one in used:
             slots = self._accounts.setdefault(one.account, {})
             slots[one.slot] = slots.get(one.slot, 0) + one.recipients
-            if len(slots) > _HOUR + 1:
+            if len(slots) > _SLOTS + 1:
                 del slots[min(slots)]  # over an hour older than the newest one
 
     def all(self, now: float) -> list[Used]:

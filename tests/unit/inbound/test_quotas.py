@@ -21,9 +21,9 @@ def now(monkeypatch):
     return now
 
 
-def taken(quotas: Quotas, account: str, most: int = 20) -> int:
+def taken(kept: Quotas, account: str, most: int = 20) -> int:
     """How many the account gets, trying so often."""
-    return sum(quotas.take(account) for _ in range(most))
+    return sum(kept.take(account) for _ in range(most))
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,16 @@ class Worker:
         self.scheduler.finish(ended)
 
 
+def connected(connections: int, *, mail: int, shared: bool = False) -> Worker:
+    """With so much mail, and so many connections in use for it."""
+    worker = Worker()
+    worker.mail(MX, mail)
+    worker.told()
+    worker.hears(Grant(MX, connections, shared=shared))
+    worker.sites.opened(MX, connections)
+    return worker
+
+
 def test_a_worker_asks_for_what_it_lacks_once_and_for_twice_as_many_each_time():
     worker = Worker()
     worker.mail(MX, 30)
@@ -247,11 +257,7 @@ def test_a_worker_asks_for_what_it_lacks_once_and_for_twice_as_many_each_time():
 
 
 def test_nothing_is_asked_for_a_message_that_finds_a_connection():
-    worker = Worker()
-    worker.mail(MX, 1)
-    worker.told()
-    worker.hears(Grant(MX, 1))
-    worker.sites.opened(MX, 1)
+    worker = connected(1, mail=1)
     for _ in range(100):
         worker.end()
         assert worker.told() == []
@@ -282,11 +288,7 @@ def test_what_is_not_needed_goes_back_a_second_after_its_connection_is_gone():
 
 
 def test_a_connection_that_follows_another_takes_its_place_unasked():
-    worker = Worker()
-    worker.mail(MX, 3)
-    worker.told()
-    worker.hears(Grant(MX, 3))
-    worker.sites.opened(MX, 3)
+    worker = connected(3, mail=3)
     for number in range(10):
         worker.end(now=0.1 * number)
         worker.sites.opened(MX, 2)
@@ -299,11 +301,7 @@ def test_a_connection_that_follows_another_takes_its_place_unasked():
 
 
 def test_what_others_need_goes_back_at_once_though_it_might_be_needed_again():
-    worker = Worker()
-    worker.mail(MX, 3)
-    worker.told()
-    worker.hears(Grant(MX, 3))
-    worker.sites.opened(MX, 3)
+    worker = connected(3, mail=3)
     for _ in range(3):
         worker.end()
     worker.sites.opened(MX, 0)
@@ -313,11 +311,7 @@ def test_what_others_need_goes_back_at_once_though_it_might_be_needed_again():
 
 
 def test_a_worker_that_drains_keeps_nothing():
-    worker = Worker()
-    worker.mail(MX, 3)
-    worker.told()
-    worker.hears(Grant(MX, 3))
-    worker.sites.opened(MX, 3)
+    worker = connected(3, mail=3)
     for _ in range(3):
         worker.end()
     worker.sites.opened(MX, 0)
@@ -336,11 +330,7 @@ def test_what_comes_after_it_is_not_wanted_any_more_goes_back_at_once():
 
 
 def test_slots_that_end_are_not_refilled_beyond_what_was_recalled_to():
-    worker = Worker()
-    worker.mail(MX, 30)
-    worker.told()
-    worker.hears(Grant(MX, 3))
-    worker.sites.opened(MX, 3)
+    worker = connected(3, mail=30)
     assert worker.hears(Recall(MX, 1)) == []
     assert list(worker.sites.surplus()) == []
     worker.end()
@@ -359,11 +349,7 @@ def test_slots_that_end_are_not_refilled_beyond_what_was_recalled_to():
 
 
 def test_a_connection_that_was_refused_goes_back_as_such():
-    worker = Worker()
-    worker.mail(MX, 30)
-    worker.told()
-    worker.hears(Grant(MX, 3))
-    worker.sites.opened(MX, 3)
+    worker = connected(3, mail=30)
     worker.end(CROWDED)
     assert worker.told() == [], "it may be open still, as the site sees it"
     worker.sites.opened(MX, 2)
@@ -373,11 +359,7 @@ def test_a_connection_that_was_refused_goes_back_as_such():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_only_connection_of_a_worker_was_one_too_many_where_others_have_some(shared):
-    worker = Worker()
-    worker.mail(MX, 30)
-    worker.told()
-    worker.hears(Grant(MX, 1, shared=shared))
-    worker.sites.opened(MX, 1)
+    worker = connected(1, mail=30, shared=shared)
     assert worker.sites.shares(MX) == shared
     worker.end(CROWDED)
     worker.sites.opened(MX, 0)
@@ -385,11 +367,7 @@ def test_the_only_connection_of_a_worker_was_one_too_many_where_others_have_some
 
 
 def test_a_dead_site_of_which_others_have_connections_is_not_dead():
-    worker = Worker()
-    worker.mail(MX, 30)
-    worker.told()
-    worker.hears(Grant(MX, 5))
-    worker.sites.opened(MX, 5)
+    worker = connected(5, mail=30)
     for _ in range(5):
         worker.end(UNREACHABLE)
     worker.sites.opened(MX, 0)
@@ -404,11 +382,7 @@ def test_a_dead_site_of_which_others_have_connections_is_not_dead():
 
 
 def test_what_was_served_with_all_in_use_is_told_seldom_and_more_seldom():
-    worker = Worker()
-    worker.mail(MX, 5000)
-    worker.told()
-    worker.hears(Grant(MX, 5))
-    worker.sites.opened(MX, 5)
+    worker = connected(5, mail=5000)
     assert worker.told() == []
     reports = []
     for _ in range(1000):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from relayd.scheduler.usage import SLOT, Usage, Used, slot
 
-HOUR = 3600
+HOUR = 3600  # in whole seconds, for exact sums
 
 
 def spend(usage: Usage, account: str, now: float, recipients: int = 1) -> None:
