@@ -327,12 +327,17 @@ class SegmentReader:
         return b"".join(parts)
 
     def body(self, place: Place) -> bytes:
-        """The body of a record whose place is known; RecordError when its octets are not what was written."""
+        """The body of a record whose place is known; RecordError when its octets are not what was written.
+
+        OSError where the disk refuses some of them: they may be sound, and read another time.
+        """
         row = self.read(place.row, _ROW.size)
         if len(row) == _ROW.size:
             _, meta, body, crc = _ROW.unpack(row)
             if place.octets + meta + body <= self.size and crc32(octets := self.read(place.octets, meta + body)) == crc:
                 return octets[meta:]
+        if self.unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
         raise RecordError(f"{self.path}: wrong checksum at {place.octets}")
 
     def contents(self) -> Iterator[Frame | Damage]:

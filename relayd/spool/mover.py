@@ -6,6 +6,8 @@ Owns the order: state as of now, one transaction, then memory lets go. What is d
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
@@ -22,17 +24,24 @@ from relayd.spool.records import Message
 MOVED_AT_ONCE = 25
 """Messages of one transaction. Commits wait for its sync, as both are on one disk: with 100, three times as long."""
 
+READS = 3
+"""Times that a disk may refuse to read a body before its message moves without it. `keeper` waits in between."""
+
+_Unread = tuple[str, Place, RecordError]
+
 
 class Mover:
     """Moves one segment at a time.
 
     Invariant: what a transaction writes is the state of the ledger when it began; what changes meanwhile finds a later
-    home. Costs O(messages the segment answers for).
+    home. A body that cannot be read is not deleted: its segment is kept. Costs O(messages the segment answers for).
     """
 
     def __init__(self, cold: Cold, shard: int) -> None:
         self._cold = cold
         self._shard = shard
+        self._refused: Counter[str] = Counter()
+        """Reads of bodies that the disk refused, by message."""
 
     async def move(self, segment: Segment, idle: Callable[[str], bool]) -> None:
         """Bring the index up to date with all the segment answers for; forget those that are `idle`. StoreError."""
@@ -42,6 +51,7 @@ class Mover:
                 await self._move(names, segment)
                 self._forget(names, idle)
             await self._cold.call(lambda index: index.move((), (), segment.number), writing=True)
+            self._refused.clear()
         finally:
             segment.moving = False
 
@@ -51,11 +61,16 @@ class Mover:
         drops = [name for name in names if name not in ledger.messages]
         ledger.move(names)
         try:
-            await self._cold.call(partial(self._write, puts, drops), writing=True)
+            unread = await self._cold.call(partial(self._write, puts, drops), writing=True)
         except BaseException:
             ledger.unmoved(names, segment)
             raise
         ledger.moved(names)
+        for name, place, error in unread:
+            # The message stays: it is never sent without its body, and when it expires its sender is told.
+            segment.kept = True
+            log.quarantined(self._shard, name, place.octets, 0, str(error))
+            metrics.quarantined.inc()
 
     def _forget(self, names: Iterable[str], idle: Callable[[str], bool]) -> None:
         ledger = self._cold.ledger
@@ -77,17 +92,31 @@ class Mover:
         waiting = [] if message.held else _waiting(message)
         return Put(name, journal.head(message), waiting, body, message.held), place
 
-    def _write(self, puts: Sequence[tuple[Put, Place | None]], drops: Sequence[str], index: Index) -> None:
-        index.move([put if place is None else self._filled(put, place) for put, place in puts], drops)
+    def _write(self, puts: Sequence[tuple[Put, Place | None]], drops: Sequence[str], index: Index) -> list[_Unread]:
+        """On the index's thread; the bodies that could not be read."""
+        filled, unread = [], []
+        for put, place in puts:
+            if place is None:
+                filled.append(put)
+                continue
+            try:
+                filled.append(put._replace(body=self._body(put.id, place)))
+            except RecordError as error:
+                filled.append(put)
+                unread.append((put.id, place, error))
+        index.move(filled, drops)
+        return unread
 
-    def _filled(self, put: Put, place: Place) -> Put:
+    def _body(self, name: str, place: Place) -> bytes:
+        """RecordError when it is damaged; OSError when it may be read another time."""
         try:
-            return put._replace(body=journal.body_at(self._cold.segments, place))
-        except RecordError as error:
-            # The message stays: it is never sent without its body, and when it expires its sender is told.
-            log.quarantined(self._shard, put.id, place.octets, 0, str(error))
-            metrics.quarantined.inc()
-            return put
+            return journal.body_at(self._cold.segments, place)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                self._refused[name] += 1
+                if self._refused[name] >= READS:
+                    raise RecordError(str(error)) from error
+            raise
 
 
 def _waiting(message: Message) -> list[Waiting]:

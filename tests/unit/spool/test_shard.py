@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from relayd import metrics
-from relayd.spool import disk, journal, keeper, shard, writer
+from relayd.spool import disk, journal, keeper, mover, shard, writer
 from relayd.spool.index import Index, Put, Waiting
 from relayd.spool.journal import SegmentReader
 from relayd.spool.records import Accepted, State
@@ -408,6 +408,82 @@ async def test_a_failed_group_leaves_no_bad_range(small_disk):
         assert (viewer.quarantined, viewer.torn) == (0, 0)
     # Never again on the descriptor that failed.
     assert segments(small_disk / "shard-00") == [1, 2]
+    await store.close()
+
+
+class BadBlock:
+    """A block of a file that the disk refuses to read so many times. refused: how often it did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, offset: int, times: int) -> None:
+        self.refused = 0
+        inode, block, real = path.stat().st_ino, offset // 4096 * 4096, os.pread
+
+        def pread(descriptor: int, octets: int, start: int) -> bytes:
+            if start < block + 4096 and start + octets > block and os.fstat(descriptor).st_ino == inode:
+                self.refused += octets <= 4096  # it is asked for with what is behind it, and then alone
+                if self.refused <= times:
+                    raise OSError(5, "Input/output error")
+            return real(descriptor, octets, start)
+
+        monkeypatch.setattr(os, "pread", pread)
+
+
+async def at_rest_soon(directory: Path, octets: int = 30_000) -> JournalStore:
+    """A store of three messages whose bodies are in the first segment alone, which is sealed."""
+    store = await opened(directory)
+    for number in range(3):
+        await store.commit([accepted(number, octets=octets)])
+    await store.close()
+    return await opened(directory)
+
+
+async def test_a_body_the_disk_refuses_for_a_while_moves_with_its_message(directory, monkeypatch):
+    store = await at_rest_soon(directory)
+    path = journal.segment_path(directory / "journal", 1)
+    BadBlock(monkeypatch, path, 45_000, mover.READS - 1)
+    for _ in range(mover.READS - 1):
+        with pytest.raises(StoreError, match="Input/output error"):
+            await store.seal()
+        assert path.exists()
+    await store.seal()
+    assert not path.exists()
+    assert await bodies(store) == {name(number): body(number, 30_000) for number in range(3)}
+    await store.close()
+    assert not list((directory / "quarantine").iterdir())
+
+
+async def test_a_body_the_disk_refuses_for_good_keeps_its_segment_and_nobody_else(directory, monkeypatch):
+    store = await at_rest_soon(directory)
+    path = journal.segment_path(directory / "journal", 1)
+    octets = path.read_bytes()
+    bad = BadBlock(monkeypatch, path, 45_000, 1 << 30)
+    for _ in range(mover.READS - 1):
+        with pytest.raises(StoreError, match="Input/output error"):
+            await store.seal()
+    await store.seal()
+    assert bad.refused >= mover.READS
+    await assert_kept_without_the_second(store, directory, octets)
+
+
+async def test_a_body_that_is_damaged_keeps_its_segment_and_nobody_else(directory):
+    store = await at_rest_soon(directory)
+    path = journal.segment_path(directory / "journal", 1)
+    with path.open("r+b") as file:
+        file.seek(45_000)
+        file.write(b"?")
+    octets = path.read_bytes()
+    await store.seal()
+    await assert_kept_without_the_second(store, directory, octets)
+
+
+async def assert_kept_without_the_second(store: JournalStore, directory: Path, octets: bytes) -> None:
+    """Its message is there, too: it never leaves without its body, and expires."""
+    assert (list(store.messages), store.rest.count) == ([], 3)
+    assert (directory / "quarantine" / "00000001.log").read_bytes() == octets
+    for number in (0, 2):
+        assert await store.rest.body(name(number)) == body(number, 30_000)
+    with pytest.raises(StoreError, match="cannot be read"):
+        await store.rest.body(name(1))
     await store.close()
 
 
