@@ -6,12 +6,14 @@
     payload = meta (msgpack) and body octets of each record in turn             integers are big-endian
 
 The head's crc is seeded with the frame's offset and covers the table's crc, which covers each record's. The salt is
-random per segment: a body that looks like a frame is never taken for one. `writer` writes it, `recovery` reads it.
+random per segment: a body that looks like a frame is never taken for one. Zeros may stand behind the last frame of a
+segment that was not sealed: room for further ones. `writer` writes it, `recovery` reads it.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -340,10 +342,22 @@ class SegmentReader:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
         raise RecordError(f"{self.path}: wrong checksum at {place.octets}")
 
+    @functools.cached_property
+    def end(self) -> int:
+        """Where only zeros follow: room for further frames. Not so what the disk refuses, nor zeros alone. O(zeros)."""
+        end = self.size
+        while end > 0:
+            start = max(0, end - _STRIDE)
+            octets = self.read(start, end - start)
+            end = start + len(octets if self.unreadable else octets.rstrip(b"\0"))
+            if end > start:
+                return end
+        return self.size
+
     def contents(self) -> Iterator[Frame | Damage]:
-        """Everything in the file, in order and without gaps. O(size)."""
+        """Everything up to `end`, in order and without gaps. O(size)."""
         offset = self._start
-        while offset < self.size:
+        while offset < self.end:
             found = self._frame(offset)
             if found is None:
                 end = self._next(offset + 1)
@@ -420,10 +434,10 @@ class SegmentReader:
         return rows
 
     def _next(self, offset: int) -> int:
-        """Where the next sound head stands, or the end of the file."""
+        """Where the next sound head stands, or `end`."""
         mark = _FRAME_MAGIC if self._salt is None else _FRAME_MAGIC + self._salt.to_bytes(8, "big")
-        while offset < self.size:
-            chunk = self.read(offset, _STRIDE)
+        while offset < self.end:
+            chunk = self.read(offset, min(_STRIDE, self.end - offset))
             found = chunk.find(mark)
             while found >= 0:
                 if self._head(offset + found) is not None:
@@ -431,7 +445,7 @@ class SegmentReader:
                 found = chunk.find(mark, found + 1)
             # A mark may lie across two chunks.
             offset += max(1, len(chunk) - len(mark) + 1)
-        return self.size
+        return self.end
 
 
 def body_at(journal: Path, place: Place) -> bytes:

@@ -101,20 +101,20 @@ class Replay:
             before = len(self.losses)
             for part in reader.contents():
                 if isinstance(part, Damage):
-                    self._damage(segment, part, reader.size)
+                    self._damage(segment, part, reader.end)
                 elif not self._is_footer(part, digest, segment, sound=len(self.losses) == before):
                     digest.add(part.head, len(part.rows))
-                    self._frame(segment, part, reader.size)
+                    self._frame(segment, part, reader.end)
             segment.kept = reader.unreadable
 
-    def _damage(self, segment: Segment, damage: Damage, size: int) -> None:
-        torn = damage.end == size and segment.number == self._numbers[-1]
+    def _damage(self, segment: Segment, damage: Damage, end: int) -> None:
+        torn = damage.end == end and segment.number == self._numbers[-1]
         self._lose(segment, damage.offset, damage.end - damage.offset, damage.reason, torn=torn)
 
-    def _frame(self, segment: Segment, frame: Frame, size: int) -> None:
-        if frame.end == size and segment.number == self._numbers[-1] and not frame.intact:
+    def _frame(self, segment: Segment, frame: Frame, end: int) -> None:
+        if frame.end >= end and segment.number == self._numbers[-1] and not frame.intact:
             # Never acknowledged, so taken whole or not at all.
-            self._lose(segment, frame.offset, size - frame.offset, "unfinished batch", torn=True)
+            self._lose(segment, frame.offset, frame.end - frame.offset, "unfinished batch", torn=True)
             return
         self._follow(segment, frame)
         for row in frame.rows:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.spool.journal import SegmentReader
 from relayd.spool.queue import MOST_UNRECORDED
 from tests.crash.stage import LARGE, Stage, content, publish, until
 from tests.fakes import strace
@@ -28,7 +29,7 @@ from tests.fakes.relay_process import RelayProcess
 from tests.fakes.sender import Sender
 from tests.fakes.small_disk import small_disk
 
-CHANGES = "openat,writev,fsync,fdatasync,ftruncate,fallocate,rename,unlink"
+CHANGES = "openat,writev,pwrite64,fsync,fdatasync,ftruncate,fallocate,rename,unlink"
 """All that the thread which writes a shard does to its disk."""
 
 FULL = "452 4.3.1"
@@ -264,8 +265,8 @@ async def test_a_write_that_falls_short_and_then_fails(tmp_path, capsys):
     async with Stage(tmp_path) as stage:
         await asyncio.wait_for(stage.sender(sessions=5).send(range(50)), 20)
         await stage.relay.emptied()
-        segment = max(stage.journal.iterdir())
-        limit = segment.stat().st_size + 3000
+        with SegmentReader(max(stage.journal.iterdir())) as segment:
+            limit = segment.end + 3000
         resource.prlimit(stage.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         sender = stage.sender(patient=True)
         await asyncio.wait_for(sender.send(range(50, 60)), 20)

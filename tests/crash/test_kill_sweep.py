@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
+from relayd.spool.journal import SegmentReader
 from relayd.spool.shard import JournalStore
 from tests.crash.stage import LARGE, Stage, publish, until
 from tests.crash.test_spool import ROOT, check, command
@@ -254,9 +255,11 @@ async def relic(stage: Stage, number: int) -> Relic:
     await stage.kill()
     stage.hop.shut = False
     segment = max(stage.journal.iterdir())
-    octets = segment.stat().st_size
-    with segment.open("ab") as file:
-        file.write(b"\xf1RLF" + bytes(300))
+    with SegmentReader(segment) as reader:
+        octets = reader.end
+    with segment.open("r+b") as file:
+        file.seek(octets)
+        file.write(b"\xf1RLF" + bytes([1]) * 300)
     return Relic(number, int(segment.stem), octets)
 
 

@@ -184,6 +184,7 @@ async def test_an_empty_queue_leaves_a_small_journal(directory, eventually):
 
 
 async def test_one_stuck_message_does_not_keep_the_journal(directory, eventually, monkeypatch):
+    monkeypatch.setattr(writer, "ROOM", bytes(SEGMENT // 8))
     monkeypatch.setattr(keeper, "TICK", 0.005)
     monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.005)
     store = await opened(directory, segment_octets=SEGMENT)
@@ -354,7 +355,8 @@ def fill(path: Path) -> None:
                     file.write(bytes(size))
 
 
-async def test_a_full_disk_takes_no_mail_but_records_outcomes(small_disk):
+async def test_a_full_disk_takes_no_mail_but_records_outcomes(small_disk, monkeypatch):
+    monkeypatch.setattr(writer, "ROOM", b"")  # in which both would fit
     directory = small_disk / "spool" / "shard-00"
     store = await opened(directory)
     for number in range(20):
@@ -375,6 +377,23 @@ async def test_a_full_disk_takes_no_mail_but_records_outcomes(small_disk):
     store = await opened(directory)
     assert not store.messages
     await store.close()
+    assert not list((directory / "quarantine").iterdir())
+
+
+async def test_on_a_full_disk_mail_is_taken_as_far_as_there_is_room(small_disk):
+    directory = small_disk / "spool" / "shard-00"
+    store = await opened(directory)
+    await store.commit([accepted(0)])
+    fill(small_disk / "others")
+    taken = [0]
+    with pytest.raises(StoreError, match="No space"):
+        for number in range(1, 1000):
+            await store.commit([accepted(number, octets=10_000)])
+            taken.append(number)
+    assert 45 < len(taken) < 55
+    assert list(store.messages) == [name(number) for number in taken]
+    await store.close()
+    assert seen(directory.parent) == [name(number) for number in taken]
     assert not list((directory / "quarantine").iterdir())
 
 

@@ -31,7 +31,7 @@ from relayd.spool.store import StoreError
 from tests.fakes.mail import accepted, result, settled
 
 SEGMENT = 2048
-FAULTS = (("writev",), ("fdatasync",), ("fsync",), ("writev", "ftruncate"), ("fdatasync", "ftruncate"))
+FAULTS = (("writev",), ("pwrite",), ("fdatasync",), ("fsync",), ("writev", "ftruncate"), ("fdatasync", "ftruncate"))
 """Calls that fail once, each."""
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ def unsynced() -> Iterator[None]:
         patches.enter_context(patch.object(mover, "MOVED_AT_ONCE", 2))
         patches.enter_context(patch.object(keeper, "TICK", 3600.0))
         patches.enter_context(patch.object(writer, "RESERVE", 4096))
+        patches.enter_context(patch.object(writer, "ROOM", bytes(4096)))
         for call in ("fsync", "fdatasync"):
             patches.enter_context(patch.object(os, call, lambda _descriptor: None))
         for event in ("alert", "quarantined"):
