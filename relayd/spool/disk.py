@@ -30,14 +30,11 @@ def sync_directory(directory: Path) -> None:
 def write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> None:
     """Write every octet of the buffers (none is empty), however short the writes turn out."""
     waiting = list(buffers)
-    start = 0
-    while start < len(waiting):
-        written = os.writev(descriptor, waiting[start : start + _IOV_MAX])
-        while start < len(waiting) and written >= len(waiting[start]):
-            written -= len(waiting[start])
-            start += 1
-        if written:
-            waiting[start] = memoryview(waiting[start])[written:]
+    while waiting:
+        given, waiting = waiting[:_IOV_MAX], waiting[_IOV_MAX:]
+        left = sum(map(len, given)) - os.writev(descriptor, given)
+        if left:
+            waiting.insert(0, memoryview(b"".join(given))[-left:])
 
 
 def remove(path: Path | str, *, directory: int | None = None, pause: float = 0.0) -> None:

@@ -102,11 +102,6 @@ class Item(NamedTuple):
     meta: bytes
     body: bytes
 
-    @property
-    def octets(self) -> int:
-        """What the record takes in a segment."""
-        return _ROW.size + len(self.meta) + len(self.body)
-
 
 def encode(record: Record) -> Item:
     """A record as an Item; the body is not copied. UnicodeEncodeError or msgspec errors are bugs of the caller."""

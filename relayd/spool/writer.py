@@ -73,19 +73,22 @@ class Segment:
             path.unlink(missing_ok=True)  # nothing but a header is in it
             raise
 
-    def append(self, items: Sequence[Item], *, seal: bool) -> None:
-        """Make a frame of the items durable, with the footer behind it when this is the segment's last.
+    def append(self, items: Sequence[Item], *, limit: int) -> bool:
+        """Make a frame of the items durable; with the footer behind it, and True, where the segment has `limit` octets.
 
         OSError: nothing of it counts, the segment ends where it was durable and is closed.
         """
         digest = Digest()
         digest.records, digest.crc = self._digest.records, self._digest.crc
         buffers = self._frame(items, digest, self.sequence, self.octets)
-        if seal:
-            buffers += self._frame([digest.seal()], digest, self.sequence + 1, self.octets + _octets(buffers))
         octets = _octets(buffers)
+        sealed = self.octets + octets >= limit
+        if sealed:
+            footer = self._frame([digest.seal()], digest, self.sequence + 1, self.octets + octets)
+            buffers += footer
+            octets += _octets(footer)
         try:
-            if seal:
+            if sealed:
                 os.ftruncate(self._descriptor, self.octets)
             else:
                 self._make_room(octets)
@@ -95,8 +98,9 @@ class Segment:
             self._abandon()
             raise
         self._digest = digest
-        self.sequence += 2 if seal else 1
+        self.sequence += 2 if sealed else 1
         self.octets += octets
+        return sealed
 
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
@@ -182,8 +186,7 @@ class Writer:
         try:
             segment = self._segment or self._begin()
             offset = segment.octets
-            size = offset + HEAD + sum(item.octets for item in items)
-            self._append(segment, items, seal=size >= self._limit)
+            self._append(segment, items, limit=self._limit)
         except OSError as error:
             if error.errno in _NO_SPACE and not any(item.kind == ACCEPTED for item in items):
                 self._reserve.release()
@@ -194,7 +197,7 @@ class Writer:
     def rotate(self) -> Position:
         """Seal the open segment and begin the next, so that an empty queue leaves a small file; OSError."""
         if self._segment is not None:
-            self._append(self._segment, (), seal=True)
+            self._append(self._segment, (), limit=0)
         segment = self._begin()
         return Position(segment.number, segment.octets, segment.octets)
 
@@ -218,19 +221,19 @@ class Writer:
     def close(self) -> None:
         """Seal and close; OSError when the footer could not be written, which costs nothing else."""
         if self._segment is not None:
-            self._append(self._segment, (), seal=True)
+            self._append(self._segment, (), limit=0)
 
     def _begin(self) -> Segment:
         self._number += 1
         self._segment = Segment(self._directory, self._number, sequence=self._sequence, epoch=self._epoch)
         return self._segment
 
-    def _append(self, segment: Segment, items: Sequence[Item], *, seal: bool) -> None:
+    def _append(self, segment: Segment, items: Sequence[Item], *, limit: int) -> None:
         # Whatever happens to a sealed or failed segment, nothing is appended to it again.
         self._segment = None
-        segment.append(items, seal=seal)
+        sealed = segment.append(items, limit=limit)
         self._sequence = segment.sequence
-        if seal:
+        if sealed:
             segment.close()
         else:
             self._segment = segment
