@@ -63,8 +63,9 @@ class PipeliningProtocol(SMTPProtocol):
 
     def _write(self) -> None:
         output, self._output = self._output, []
-        if output and self.transport is not None and not self.transport.is_closing():
-            self.transport.writelines(output)  # type: ignore[attr-defined]  # aiosmtplib declares the base class
+        if self.transport is not None and not self.transport.is_closing():
+            for data in output:  # nearly always one; asyncio's writelines knew no flow control (CVE-2024-12254)
+                self.transport.write(data)  # type: ignore[attr-defined]  # aiosmtplib declares the base class
 
     async def send_blocks(self, data: bytes, silence: float) -> bool:
         """Write much data as fast as the peer takes it; False when a reply, or the end, came before all was out."""
