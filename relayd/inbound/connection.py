@@ -73,7 +73,7 @@ class Connection(Wire):
             self.wake()  # this may be what the command waits for
             return
         executed = False
-        while self._input and self._at_leisure() and (line := self.take()) is not None:
+        while self._at_leisure() and (line := self.take()) is not None:
             self.execute(line)
             executed = True
         if self._draining and not (self.busy or self.in_transaction()):

@@ -146,10 +146,10 @@ class Wire(aiosmtpd.smtp.SMTP):
 
         O(what is buffered): nearly always that is one line, and copies of it cost less than finding out.
         """
+        if not self._input and not self._reading_paused:
+            return None
         line, end, self._input = self._input.partition(b"\n")
         if end:
-            if self._reading_paused and not self._input:
-                self.resume_reading()
             return line + end
         self._input = line[: MAX_LINE + 1]
         self.resume_reading()
