@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import resource
@@ -22,6 +23,7 @@ from relayd.spool.records import Accepted, State
 from relayd.spool.shard import JournalStore
 from relayd.spool.store import StoreError
 from relayd.spool.viewer import Viewer
+from tests.fakes.bad_block import BadBlock
 from tests.fakes.mail import accepted, body, name, result, settled
 
 SEGMENT = 64 * 1024
@@ -430,28 +432,11 @@ async def test_a_failed_group_leaves_no_bad_range(small_disk):
     await store.close()
 
 
-class BadBlock:
-    """A block of a file that the disk refuses to read so many times. refused: how often it did."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, offset: int, times: int) -> None:
-        self.refused = 0
-        inode, block, real = path.stat().st_ino, offset // 4096 * 4096, os.pread
-
-        def pread(descriptor: int, octets: int, start: int) -> bytes:
-            if start < block + 4096 and start + octets > block and os.fstat(descriptor).st_ino == inode:
-                self.refused += octets <= 4096  # it is asked for with what is behind it, and then alone
-                if self.refused <= times:
-                    raise OSError(5, "Input/output error")
-            return real(descriptor, octets, start)
-
-        monkeypatch.setattr(os, "pread", pread)
-
-
-async def at_rest_soon(directory: Path, octets: int = 30_000) -> JournalStore:
+async def at_rest_soon(directory: Path) -> JournalStore:
     """A store of three messages whose bodies are in the first segment alone, which is sealed."""
     store = await opened(directory)
     for number in range(3):
-        await store.commit([accepted(number, octets=octets)])
+        await store.commit([accepted(number, octets=30_000)])
     await store.close()
     return await opened(directory)
 
@@ -475,7 +460,7 @@ async def test_a_body_the_disk_refuses_for_good_keeps_its_segment_and_nobody_els
     store = await at_rest_soon(directory)
     path = journal.segment_path(directory / "journal", 1)
     octets = path.read_bytes()
-    bad = BadBlock(monkeypatch, path, 45_000, 1 << 30)
+    bad = BadBlock(monkeypatch, path, 45_000, math.inf)
     for _ in range(mover.READS - 1):
         with pytest.raises(StoreError, match="Input/output error"):
             await store.seal()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from relayd.spool import disk, journal, writer
 from relayd.spool.journal import Damage, Frame, Item, SegmentReader
 from relayd.spool.recovery import Replay
 from relayd.spool.writer import ROOM, Writer
+from tests.fakes.bad_block import BLOCK, BadBlock
 from tests.fakes.mail import accepted, name
 
 
@@ -112,15 +114,7 @@ def test_zeros_alone_are_no_room(tmp_path):
 
 def test_what_the_disk_refuses_is_no_room(made, tmp_path, monkeypatch):
     last = made.append(mail(0)).octets
-    real = os.pread
-    refused = (last // 4096 + 2) * 4096
-
-    def pread(descriptor, octets, offset):
-        if offset < refused + 4096 and offset + octets > refused:
-            raise OSError(errno.EIO, "bad sector")
-        return real(descriptor, octets, offset)
-
-    monkeypatch.setattr(os, "pread", pread)
+    BadBlock(monkeypatch, segment(tmp_path), last + 2 * BLOCK, math.inf)
     replay = Replay(tmp_path, 0)
     assert list(replay.ledger.messages) == [name(0)]
     assert [(loss.offset, loss.torn) for loss in replay.losses] == [(last, True)]
